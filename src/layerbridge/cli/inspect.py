@@ -1,0 +1,39 @@
+"""`layerbridge inspect`: which encoder layers each token draws on."""
+
+from typing import Annotated
+
+import typer
+
+SHADES = (236, 237, 24, 25, 31, 37, 43, 49, 85, 121)
+"""Background colours (256-colour palette), from no weight to all of it."""
+
+
+def inspect(
+    run: Annotated[str, typer.Argument(help="Run folder, checkpoint folder or hub name.", show_default=False)],
+    text: Annotated[str, typer.Argument(help="A text in any language.", show_default=False)],
+    raw: Annotated[bool, typer.Option(help="Without the task's prompt around it.")] = False,
+) -> None:
+    """Show which encoder layers each token of a text draws on, in percent.
+
+    Example: `layerbridge inspect runs/demo/transformer_softmax "වැසි නිසා තරගය නැවතුණි"`
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from layerbridge.model.checkpoint import load_bridge
+
+    bridge = load_bridge(run)
+    tokens, weights_SL, numbers = bridge.layer_weights(text if raw else bridge.render(text))
+    table = Table("token", *(f"layer {n}" if i == 0 else str(n) for i, n in enumerate(numbers)), pad_edge=False)
+    for token, row in zip(tokens, weights_SL.tolist(), strict=True):
+        table.add_row(token, *(_cell(weight, Text) for weight in row))
+    table.add_section()
+    table.add_row("mean", *(_cell(weight, Text) for weight in weights_SL.mean(dim=0).tolist()))
+    Console().print(table)
+
+
+def _cell(weight: float, kind):  # type: ignore[no-untyped-def]
+    shade = SHADES[min(int(weight * len(SHADES)), len(SHADES) - 1)]
+    ink = "black" if shade > 40 else "white"
+    return kind(f"{100 * weight:3.0f}", style=f"{ink} on color({shade})")

@@ -1,0 +1,32 @@
+"""`layerbridge train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", help="Override a recipe key, such as training.seed=1. Repeatable.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/NAME.", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option(help="Begin anew in a folder that holds a run.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train a bridge by a recipe. A run that was cut off goes on from its last checkpoint.
+
+    Example: `layerbridge train recipes/sib200.yaml -s fusion=global_softmax -s training.seed=1`
+    """
+    from layerbridge.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    folder = out or Path("runs") / loaded.name
+    from layerbridge.training.train import train as run
+
+    run(loaded, folder, overwrite=overwrite, progress=not quiet)
+    typer.echo(f"Run written to {folder}. Evaluate it: layerbridge evaluate {folder}")

@@ -1,0 +1,454 @@
+"""Recipes: what a run is made of, checked once, when built. No torch here.
+
+A recipe is YAML in the shape of `Recipe`; `load_recipe` reads it, applies `key.path=value` overrides and turns every
+complaint into a `ConfigError` that names the nearest known key. All configs are frozen: a run cannot drift from its
+recipe.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+
+from layerbridge.errors import ConfigError, nearest
+
+EMBEDDED = "embedded"
+"""As an encoder's or an LLM's name: the small pair inside the package."""
+
+
+class FrozenConfig(BaseModel):
+    """Keyword-only, immutable, and refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The bridge
+
+
+class LoraConfig(FrozenConfig):
+    """Low-rank adapters (arXiv 2106.09685) in an otherwise frozen base, through the `peft` extra."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: int = Field(default=16, ge=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Module name endings that get an adapter, or `all-linear`."""
+
+
+class EncoderConfig(FrozenConfig):
+    """The frozen multilingual encoder."""
+
+    name: str = EMBEDDED
+    """A Hugging Face name, a local folder, or `embedded`."""
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    layers: Literal["all"] | str | tuple[int, ...] = "all"
+    """Which hidden states the fusion sees: `all` (1..L, the paper's choice), `last:K`, or numbers (0 is the embedding
+    output, negatives count from the last)."""
+    train_biases: bool = False
+    """Also train the encoder's existing bias vectors."""
+    lora: LoraConfig | None = None
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> "EncoderConfig":
+        if isinstance(self.layers, str) and self.layers != "all" and not re.fullmatch(r"last:[1-9]\d*", self.layers):
+            raise ValueError(f"layers is {self.layers!r}; wanted 'all', 'last:K' with K >= 1, or a list of numbers")
+        if isinstance(self.layers, tuple) and not self.layers:
+            raise ValueError("layers is an empty list; wanted at least one layer number, or 'all'")
+        return self
+
+
+class LLMConfig(FrozenConfig):
+    """The frozen English-centric causal LLM."""
+
+    name: str = EMBEDDED
+    """A Hugging Face name, a local folder, or `embedded`."""
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    lora: LoraConfig | None = None
+    quantization: dict[str, Any] | None = None
+    """Keyword arguments of a transformers quantisation config, with its `quant_method`; passed through."""
+    trust_remote_code: bool = False
+
+
+class LastLayer(FrozenConfig):
+    """The encoder's last layer alone: LangBridge (arXiv 2401.10695)."""
+
+    name: Literal["last_layer"] = "last_layer"
+
+
+class SingleLayer(FrozenConfig):
+    """One chosen encoder layer alone."""
+
+    name: Literal["single_layer"] = "single_layer"
+    layer: int
+    """The encoder's own layer number, as in `encoder.layers`."""
+    normalize_layers: bool = False
+
+
+class LayerMean(FrozenConfig):
+    """The plain mean of the layers; nothing to learn."""
+
+    name: Literal["layer_mean"] = "layer_mean"
+    normalize_layers: bool = False
+
+
+class GlobalSoftmax(FrozenConfig):
+    """One learned weight a layer under a softmax with a fixed temperature."""
+
+    name: Literal["global_softmax"] = "global_softmax"
+    temperature: float = Field(default=1.0, gt=0)
+    normalize_layers: bool = False
+
+
+class GlobalSoftmaxPublished(FrozenConfig):
+    """Global Softmax with the trained, very fast moving temperature of arXiv 2508.09091's code."""
+
+    name: Literal["global_softmax_published"] = "global_softmax_published"
+    normalize_layers: bool = False
+
+
+class TransformerSoftmax(FrozenConfig):
+    """Layer weights per token from a one-layer transformer over that token's layers (arXiv 2508.09091)."""
+
+    name: Literal["transformer_softmax"] = "transformer_softmax"
+    feedforward_width: int = Field(default=2048, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    normalize_layers: bool = False
+
+
+class AttentionPool(FrozenConfig):
+    """Layer weights per token from one learned query over that token's layers."""
+
+    name: Literal["attention_pool"] = "attention_pool"
+    normalize_layers: bool = False
+
+
+def _fusion_tag(value: Any) -> Any:
+    return value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+
+
+FusionConfig = Annotated[
+    Annotated[LastLayer, Tag("last_layer")]
+    | Annotated[SingleLayer, Tag("single_layer")]
+    | Annotated[LayerMean, Tag("layer_mean")]
+    | Annotated[GlobalSoftmax, Tag("global_softmax")]
+    | Annotated[GlobalSoftmaxPublished, Tag("global_softmax_published")]
+    | Annotated[TransformerSoftmax, Tag("transformer_softmax")]
+    | Annotated[AttentionPool, Tag("attention_pool")],
+    Discriminator(_fusion_tag),
+]
+
+
+class ProjectorConfig(FrozenConfig):
+    """Encoder width -> LLM width."""
+
+    name: Literal["linear", "mlp"] = "linear"
+    hidden_width: int | None = Field(default=None, ge=1)
+    """Of `mlp` only; by default the LLM's width."""
+    match_rms: bool = False
+    """Scale each soft token to the root mean square of the LLM's own input embeddings."""
+
+    @model_validator(mode="after")
+    def _check_hidden(self) -> "ProjectorConfig":
+        if self.hidden_width is not None and self.name != "mlp":
+            raise ValueError(f"hidden_width is of projector 'mlp', and this one is {self.name!r}; drop it")
+        return self
+
+
+class PromptConfig(FrozenConfig):
+    """What the LLM reads as text after the soft tokens. Empty: soft tokens only, as in the paper."""
+
+    text: str = ""
+    style: Literal["plain", "chat"] = "plain"
+    """`plain`: as it stands. `chat`: as one user turn through the LLM's own chat template."""
+    llm_reads_text: bool = False
+    """The LLM also reads the source text itself, before `text` (as in MindMerger, NeurIPS 2024)."""
+    max_text_tokens: int = Field(default=512, ge=1)
+    """Of `llm_reads_text`: LLM tokens of the source text; the rest is cut."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the LLM reads no text at all."""
+        return not self.text and not self.llm_reads_text and self.style == "plain"
+
+
+class BridgeConfig(FrozenConfig):
+    """Everything that defines a bridge: two frozen models and what is trained between them."""
+
+    encoder: EncoderConfig = EncoderConfig()
+    llm: LLMConfig = LLMConfig()
+    fusion: FusionConfig = TransformerSoftmax()
+    projector: ProjectorConfig = ProjectorConfig()
+    prompt: PromptConfig = PromptConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_alone(cls, data: Any) -> Any:
+        """Let a bare name stand for a config: `fusion: last_layer` is `fusion: {name: last_layer}`."""
+        if not isinstance(data, Mapping):
+            return data
+        return {k: {"name": v} if k in _NAMED_PARTS and isinstance(v, str) else v for k, v in data.items()}
+
+
+_NAMED_PARTS = ("encoder", "llm", "fusion", "projector", "task")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Task, training, evaluation
+
+
+class TaskRows(FrozenConfig):
+    """Which training rows of a task are used."""
+
+    train_languages: tuple[str, ...] = ("en",)
+    """Training is on English unless the recipe names other languages here."""
+    max_train_rows: int | None = Field(default=None, ge=1)
+    """Keep at most this many training rows, drawn with the training seed."""
+    balance_classes: bool = False
+    """Keep as many rows of every answer as the rarest has."""
+    dev_rows: int = Field(default=0, ge=0)
+    """Set this many training rows aside as dev rows; 0 uses the task's own dev split, if it has one."""
+
+
+class BuiltinTaskConfig(TaskRows):
+    """A task that comes with layerbridge (`layerbridge tasks ls`)."""
+
+    name: str
+    data: str | None = None
+    """Local folder or file in the hub set's own schema; by default the hub set itself."""
+    revision: str | None = None
+    """Of the hub set."""
+
+
+class TaskFiles(FrozenConfig):
+    """The files of a task of one's own: jsonl, json, csv, tsv or parquet."""
+
+    train: str
+    dev: str | None = None
+    """Rows of the training languages, to choose the best step by."""
+    test: dict[str, str] = Field(default_factory=dict)
+    """Language code -> file."""
+
+
+class OwnTaskConfig(TaskRows):
+    """A task of one's own: files, a prompt template, and answers or free text."""
+
+    name: str
+    files: TaskFiles
+    encoder_prompt: str
+    """Template over the files' columns, such as `Ticket: {body} Queue: `."""
+    answer_column: str
+    answers: tuple[str, ...] | dict[str, str] | None = None
+    """The possible answers; or value in the file -> answer; or nothing for free text."""
+
+
+def _task_tag(value: Any) -> str:
+    has_files = "files" in value if isinstance(value, Mapping) else hasattr(value, "files")
+    return "own" if has_files else "builtin"
+
+
+TaskConfig = Annotated[
+    Annotated[BuiltinTaskConfig, Tag("builtin")] | Annotated[OwnTaskConfig, Tag("own")],
+    Discriminator(_task_tag),
+]
+
+
+class TrainingConfig(FrozenConfig):
+    """Defaults are the published set-up (arXiv 2508.09091)."""
+
+    epochs: float = Field(default=3.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer updates, not micro-batches; overrides `epochs`."""
+    batch_size: int = Field(default=8, ge=1)
+    """Rows per optimizer update, over all processes and micro-batches."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Rows per forward pass and process; by default `batch_size` divided by the number of processes."""
+    learning_rate: float = Field(default=3e-5, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Of all steps."""
+    adam_betas: tuple[float, float] = (0.8, 0.999)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=3e-7, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_source_tokens: int = Field(default=200, ge=1)
+    """Encoder tokens a text; longer texts are cut, and counted."""
+    max_answer_tokens: int = Field(default=200, ge=1)
+    """LLM tokens an answer, its end token included."""
+    eval_every: int | None = Field(default=None, ge=1)
+    """Optimizer updates between two looks at the dev rows, each with a checkpoint; by default 8 looks a run."""
+    select: Literal["best", "last"] = "best"
+    """`best`: the step that did best on the dev rows (training languages only); `last`: the last step."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    seed: int = 0
+
+
+class EvaluationConfig(FrozenConfig):
+    """How answers are read."""
+
+    languages: tuple[str, ...] | None = None
+    """By default all that the task has."""
+    split: str = "test"
+    methods: tuple[Literal["score", "generate"], ...] = ("score", "generate")
+    """`score`: the most probable answer. `generate`: greedy text, stripped, matched exactly (the paper)."""
+    max_source_tokens: int = Field(default=512, ge=1)
+    max_new_tokens: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+    """Rows per language; a limited result says so and compares with no other."""
+
+
+class Recipe(BridgeConfig):
+    """One run: a bridge, a task, and how it is trained and evaluated."""
+
+    name: str
+    task: TaskConfig
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def bridge(self) -> BridgeConfig:
+        """The bridge's own part of the recipe."""
+        return BridgeConfig(**{name: getattr(self, name) for name in BridgeConfig.model_fields})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+_Config = TypeVar("_Config", bound=FrozenConfig)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `a.b=value` overrides, values in YAML.
+
+    Relative paths in the recipe (task data, base model folders) are meant from the recipe's own folder if they exist
+    there, else from the working directory.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key or a value out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"No recipe at {path}. Give the path of a YAML file; `recipes/` has examples.")
+    data = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}, wanted a mapping of recipe keys to values.")
+    for override in overrides:
+        _apply_override(data, override)
+    data.setdefault("name", path.stem)
+    _resolve_paths(data, path.parent)
+    return build_config(Recipe, data, where=str(path))
+
+
+def build_config(kind: type[_Config], data: Any, *, where: str) -> _Config:
+    """Validate `data` as a `kind`; `where` opens the error message."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_complaints(kind, error))) from None
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """Parse YAML safely; `where` opens the error message."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from None
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"Override {override!r} is not of the form key.path=value, such as training.seed=1.")
+    *parents, last = key.strip().split(".")
+    node = data
+    for name in parents:
+        child = node.get(name)
+        if isinstance(child, str) and name in _NAMED_PARTS:
+            child = {"name": child}
+        node[name] = child if isinstance(child, dict) else {}
+        node = node[name]
+    node[last] = parse_yaml(value, where=f"The value of override {override!r}")
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+    def resolve(node: Any, key: str) -> None:
+        if isinstance(node, dict) and isinstance(node.get(key), str):
+            candidate = folder / node[key]
+            if node[key] != EMBEDDED and not Path(node[key]).is_absolute() and candidate.exists():
+                node[key] = str(candidate)
+
+    for part in ("encoder", "llm"):
+        if isinstance(data.get(part), str):
+            data[part] = {"name": data[part]}
+        resolve(data.get(part), "name")
+    task = data.get("task")
+    resolve(task, "data")
+    if isinstance(task, dict) and isinstance(files := task.get("files"), dict):
+        resolve(files, "train")
+        resolve(files, "dev")
+        for language in files.get("test") or {}:
+            resolve(files["test"], language)
+
+
+def _complaints(kind: type[BaseModel], error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        tags = {"own", "builtin"} | {name for name in _fusion_names() if len(item["loc"]) > 1}
+        location = [str(part) for part in item["loc"] if part not in tags]
+        key = ".".join(location)
+        match item["type"]:
+            case "extra_forbidden":
+                yield _unknown_key(kind, location)
+            case "union_tag_invalid":
+                found = str(item["ctx"]["tag"])
+                known = _fusion_names()
+                guess = nearest(found, known)
+                hint = f" Did you mean {guess!r}?" if guess else ""
+                yield f"unknown {key} {found!r}.{hint} Known: {', '.join(sorted(known))}"
+            case "union_tag_not_found":
+                yield f"{key} has no name; known: {', '.join(sorted(_fusion_names()))}"
+            case "missing":
+                yield f"{key} is missing"
+            case _:
+                message = item["msg"].removeprefix("Value error, ")
+                yield f"{key or 'recipe'}: {message} (found {_short(item['input'])})"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _fusion_names() -> list[str]:
+    return [part.__metadata__[0].tag for part in get_args(get_args(FusionConfig)[0])]
+
+
+def _unknown_key(kind: type[BaseModel], location: list[str]) -> str:
+    """Name the nearest known key at the place where the unknown one stands."""
+    known = set(_fields_at(kind, location[:-1]))
+    guess = nearest(location[-1], known)
+    hint = f" Did you mean {guess!r}?" if guess else ""
+    listing = f" Known here: {', '.join(sorted(known))}" if known else ""
+    return f"unknown key {'.'.join(location)!r}.{hint}{listing}"
+
+
+def _fields_at(kind: type[BaseModel], parents: Sequence[str]) -> Iterator[str]:
+    kinds = [kind]
+    for name in parents:
+        kinds = [
+            k for owner in kinds if name in owner.model_fields for k in _models_in(owner.model_fields[name].annotation)
+        ]
+    for owner in kinds:
+        yield from owner.model_fields
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    else:
+        for part in get_args(annotation):
+            yield from _models_in(part)

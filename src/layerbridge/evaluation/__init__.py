@@ -1,0 +1,1 @@
+"""From a bridge to numbers: predict -> predictions/LANG.jsonl -> score -> results.json -> compare."""

@@ -1,0 +1,1 @@
+"""encoder -> fusion -> projector -> splice -> bridge; every file is one step of the flow."""

@@ -1,0 +1,316 @@
+"""The bridge: frozen encoder -> fusion -> projector -> soft tokens -> frozen LLM.
+
+Shapes: B batch, N answers, L encoder layers, S source tokens, T LLM positions, A answer tokens, D LLM width, V LLM
+vocabulary.
+
+The LLM reads `[bos | soft tokens | boundary | text prompt | answer]` (arXiv 2508.09091; bos only where the LLM's
+tokenizer has one). What trains is fusion, projector and boundary, plus adapters or biases that the config adds; that,
+and nothing else, is what a checkpoint holds.
+"""
+
+import copy
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedModel
+
+from layerbridge.config import BridgeConfig
+from layerbridge.errors import DataError
+from layerbridge.model.bases import add_lora, load_encoder_base, load_llm_base
+from layerbridge.model.encoder import FrozenEncoder
+from layerbridge.model.fingerprint import tensors_fingerprint
+from layerbridge.model.fusion import Fused, build_fusion
+from layerbridge.model.generation import GenerationMixin
+from layerbridge.model.processor import BridgeInputs, BridgeProcessor, pad_right
+from layerbridge.model.projector import build_projector, embedding_rms
+from layerbridge.model.splice import IGNORED, Piece, Spliced, splice
+
+MAX_SCORED_ROWS = 256
+"""Rows (texts x answers) of one scoring pass through the LLM; more answers take more passes."""
+
+
+class Bridge(GenerationMixin, nn.Module):
+    """Two frozen models and what is trained between them. Build with `Bridge.build`, load with `load_bridge`."""
+
+    def __init__(
+        self,
+        *,
+        config: BridgeConfig,
+        encoder: FrozenEncoder,
+        llm: PreTrainedModel,
+        processor: BridgeProcessor,
+        bases: Mapping[str, Mapping[str, str | None]],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.bases = {role: dict(identity) for role, identity in bases.items()}
+        self.processor = processor
+        self.encoder = encoder
+        self.llm = llm
+        embedding = cast(nn.Embedding, llm.get_input_embeddings())
+        vocabulary, width = embedding.weight.shape
+        self.fusion = build_fusion(config.fusion, layer_numbers=encoder.layer_numbers, width=encoder.width)
+        rms = embedding_rms(embedding, vocabulary, embedding.weight.device) if config.projector.match_rms else 1.0
+        self.projector = build_projector(
+            config.projector, encoder_width=encoder.width, llm_width=width, embedding_rms=rms
+        )
+        self.boundary = nn.Parameter(torch.zeros(width))
+        for part in (self.fusion, self.projector):
+            part.to(embedding.weight.device)
+        self.boundary.data = self.boundary.data.to(embedding.weight.device)
+        self.trained_on: dict[str, Any] | None = None
+        """What it was trained on (task, version, encoder prompt, answers, languages), once it was."""
+
+    @classmethod
+    def build(cls, config: BridgeConfig, *, device: str | torch.device = "cpu", seed: int | None = None) -> "Bridge":
+        """Load both base models and put an untrained bridge between them.
+
+        Args:
+            config: encoder, LLM, fusion, projector and prompt.
+            device: for everything.
+            seed: of the bridge's initial weights; by default torch's global state is used.
+
+        Raises:
+            ModelError: a base that cannot be loaded or bridged.
+            ConfigError: an option that does not fit the bases.
+        """
+        device = torch.device(device)
+        encoder_base = load_encoder_base(config.encoder, device)
+        llm_base = load_llm_base(config.llm, device)
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            encoder = FrozenEncoder(encoder_base.model, config.encoder.layers)
+            if config.encoder.train_biases:
+                encoder.unfreeze_biases()
+            if config.encoder.lora is not None:
+                add_lora(encoder.model, config.encoder.lora, config.encoder.name)
+            if config.llm.lora is not None:
+                add_lora(llm_base.model, config.llm.lora, config.llm.name)
+            bridge = cls(
+                config=config,
+                encoder=encoder,
+                llm=llm_base.model,
+                processor=BridgeProcessor(
+                    encoder_base.tokenizer, llm_base.tokenizer, config.prompt, encoder.max_tokens
+                ),
+                bases={"encoder": encoder_base.identity, "llm": llm_base.identity},
+            )
+        bridge.eval()
+        return bridge
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # What trains
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that train, by name; exactly these are saved."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return the trained tensors, detached, on the CPU and contiguous."""
+        return {name: p.detach().cpu().contiguous() for name, p in self.trained_parameters().items()}
+
+    def fingerprint(self) -> str:
+        """Return the sha256 hex digest of the trained tensors and the config."""
+        return tensors_fingerprint(self.trained_state(), extra=self.config.model_dump_json())
+
+    def train(self, mode: bool = True) -> "Bridge":
+        """Switch fusion and projector to training; both base models stay in eval mode, dropout off."""
+        super().train(mode)
+        self.llm.eval()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bridge is."""
+        return self.boundary.device
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Forward
+
+    def fuse(self, inputs: BridgeInputs) -> Fused:
+        """Return the fused encoder states (B, S, E) and each token's layer weights (B, S, L)."""
+        layers = self.encoder(inputs.source_ids, inputs.source_mask)
+        return self.fusion(layers, inputs.source_mask)
+
+    def prefix_pieces(self, inputs: BridgeInputs) -> list[Piece]:
+        """Return `bos | soft tokens | boundary | text prompt`, each with its mask."""
+        soft_BSD = self.projector(self.fuse(inputs).states_BSE)
+        batch = soft_BSD.shape[0]
+        always = torch.ones((batch, 1), dtype=torch.bool, device=soft_BSD.device)
+        pieces = [
+            Piece(soft_BSD, inputs.source_mask),
+            Piece(self.boundary.to(soft_BSD.dtype).expand(batch, 1, -1), always),
+            Piece(self.embed(inputs.prompt_ids), inputs.prompt_mask),
+        ]
+        bos = self.processor.llm_tokenizer.bos_token_id
+        if bos is not None:
+            pieces.insert(0, Piece(self.embed(torch.full_like(always, bos, dtype=torch.long)), always))
+        dtype = cast(nn.Embedding, self.llm.get_input_embeddings()).weight.dtype
+        return [piece._replace(embeds_BTD=piece.embeds_BTD.to(dtype)) for piece in pieces]
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Return the LLM's own input embeddings of token ids, scaled as its embedding module scales them."""
+        return self.llm.get_input_embeddings()(ids_BT)
+
+    def loss(self, inputs: BridgeInputs, num_items: Tensor | int | None = None) -> Tensor:
+        """Return the cross-entropy of the answers and their end tokens.
+
+        Args:
+            inputs: with labels.
+            num_items: answer tokens to divide the sum by; by default those of this batch (the mean).
+        """
+        if inputs.labels is None:
+            raise DataError("This batch has no answers to learn from; give the processor `answers`.")
+        labels_BA = inputs.labels
+        answer = Piece(self.embed(labels_BA.clamp(min=0)), labels_BA != IGNORED, labels_BA)
+        spliced = splice([*self.prefix_pieces(inputs), answer])
+        longest = labels_BA.shape[1]
+        logits_BAV = self._logits(spliced, keep=longest + 1)[:, :-1]
+        targets_BA = spliced.labels_BT[:, -longest:]
+        total = F.cross_entropy(
+            logits_BAV.flatten(0, 1).float(), targets_BA.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return total / (num_items if num_items is not None else (labels_BA != IGNORED).sum())
+
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
+        """Return `{"loss": ...}` of a batch given as keyword tensors: what trainers call."""
+        num_items = batch.pop("num_items_in_batch", None)
+        return {"loss": self.loss(BridgeInputs(**batch), num_items)}
+
+    def _logits(self, spliced: Spliced, keep: int) -> Tensor:
+        self._check_length(spliced.mask_BT.shape[1])
+        return self.llm(
+            inputs_embeds=spliced.embeds_BTD,
+            attention_mask=spliced.mask_BT.long(),
+            position_ids=spliced.position_ids_BT,
+            logits_to_keep=keep,
+            use_cache=False,
+        ).logits
+
+    def _check_length(self, length: int) -> None:
+        limit = getattr(self.llm.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise DataError(
+                f"The LLM would have to read {length} positions and takes {limit}. Lower max_source_tokens or "
+                "max_new_tokens, or shorten the prompt."
+            )
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Scoring
+
+    @torch.inference_mode()
+    def score(
+        self,
+        texts: Sequence[str],
+        answers: Sequence[str],
+        *,
+        prompts: Sequence[str] | None = None,
+        max_source_tokens: int = 512,
+    ) -> Tensor:
+        """Return log p(answer, end | text), summed over tokens: (B, N), float32, on the CPU.
+
+        The prefix of each text is read once; its cache is shared by all answers. Exact: equal to scoring each text and
+        answer alone.
+
+        Args:
+            texts: B texts for the encoder.
+            answers: N answers, the same for all texts.
+            prompts: what the LLM reads, a text a row; by default the configured prompt.
+            max_source_tokens: longer texts are cut.
+        """
+        if not answers:
+            raise DataError("Got no answers to score; wanted at least one.")
+        rows = self.processor.answer_ids(answers)
+        self.eval()
+        inputs = self.processor(texts, prompts=prompts, max_source_tokens=max_source_tokens).to(self.device)
+        spliced = splice(self.prefix_pieces(inputs))
+        self._check_length(spliced.mask_BT.shape[1] + max(map(len, rows)))
+        prefix = self.llm(
+            inputs_embeds=spliced.embeds_BTD,
+            attention_mask=spliced.mask_BT.long(),
+            position_ids=spliced.position_ids_BT,
+            logits_to_keep=1,
+            use_cache=True,
+        )
+        first_BV = torch.log_softmax(prefix.logits[:, -1].float(), dim=-1)
+        per_pass = max(1, MAX_SCORED_ROWS // len(texts))
+        starts = range(0, len(rows), per_pass)
+        columns = []
+        for start in starts:
+            cache = prefix.past_key_values if start == starts[-1] else copy.deepcopy(prefix.past_key_values)
+            columns.append(self._score_pass(rows[start : start + per_pass], cache, first_BV, spliced))
+        return torch.cat(columns, dim=1).cpu()
+
+    def _score_pass(self, rows: list[list[int]], cache: Any, first_BV: Tensor, spliced: Spliced) -> Tensor:
+        """Score some answers (rows of ids) after a cached prefix; `cache` is consumed."""
+        batch, count = spliced.mask_BT.shape[0], len(rows)
+        answers_NA, real_NA = (tensor.to(self.device) for tensor in pad_right(rows, 0))
+        scores_BN = first_BV.gather(1, answers_NA[:, 0].expand(batch, count))
+        cache.batch_repeat_interleave(count)
+        # Rows are now text-major: text 0 with every answer, text 1 with every answer, ...
+        inputs_RA = answers_NA[:, :-1].repeat(batch, 1)
+        real_RA = real_NA[:, :-1].repeat(batch, 1)
+        mask_RT = torch.cat([spliced.mask_BT.repeat_interleave(count, dim=0), real_RA], dim=1)
+        last_R1 = spliced.position_ids_BT[:, -1:].repeat_interleave(count, dim=0)
+        steps_A = torch.arange(1, inputs_RA.shape[1] + 1, device=self.device)
+        logits_RAV = self.llm(
+            inputs_embeds=self.embed(inputs_RA),
+            attention_mask=mask_RT.long(),
+            position_ids=last_R1 + steps_A,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        targets_RA = answers_NA[:, 1:].repeat(batch, 1)
+        log_probs_RA = -F.cross_entropy(
+            logits_RAV.float().flatten(0, 1), targets_RA.flatten(), reduction="none"
+        ).view_as(targets_RA)
+        log_probs_RA = log_probs_RA.masked_fill(~real_NA[:, 1:].repeat(batch, 1), 0.0)
+        return scores_BN + log_probs_RA.sum(-1).view(batch, count)
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # For people
+
+    def count_source_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many encoder tokens each text has before any cut."""
+        return self.processor.count_source_tokens(texts)
+
+    @torch.inference_mode()
+    def layer_weights(self, text: str, *, max_source_tokens: int = 512) -> tuple[list[str], Tensor, tuple[int, ...]]:
+        """Return a text's encoder tokens, their layer weights (S, L), and the encoder's numbers of the L layers."""
+        self.eval()
+        inputs = self.processor([text], max_source_tokens=max_source_tokens).to(self.device)
+        weights_SL = self.fuse(inputs).weights_BSL[0].float().cpu()
+        tokens = self.processor.encoder_tokenizer.convert_ids_to_tokens(inputs.source_ids[0].tolist())
+        return list(tokens), weights_SL, self.encoder.layer_numbers
+
+    def render(self, fields: str | Mapping[str, str]) -> str:
+        """Return what the encoder reads for an input of the task that this bridge was trained on.
+
+        Args:
+            fields: the task's fields by name; or one text, where the task has one field. Without a task, the text.
+
+        Raises:
+            DataError: fields that the task's prompt does not have, or lacks.
+        """
+        template = (self.trained_on or {}).get("encoder_prompt")
+        if template is None:
+            if isinstance(fields, str):
+                return fields
+            raise DataError("This bridge was trained on no task, so it has no named fields; give one text.")
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+        if isinstance(fields, str):
+            if len(names) != 1:
+                raise DataError(
+                    f"This bridge's prompt has the fields {', '.join(names)}; got one text. Give them by name."
+                )
+            fields = {names[0]: fields}
+        if set(fields) != set(names):
+            raise DataError(
+                f"This bridge's prompt has the fields {', '.join(names)}; got {', '.join(fields) or 'none'}."
+            )
+        return template.format(**fields)

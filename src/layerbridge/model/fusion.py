@@ -1,0 +1,274 @@
+"""Fusion: the hidden states of all encoder layers -> one vector a token.
+
+Shapes: B batch, L encoder layers, S source tokens, E encoder width, F feed-forward width.
+
+Every fusion is a rule for weights_BSL; the fused state is the weighted sum of the (optionally RMS-normalised) layers.
+Padding tokens get weight 0 and state 0. `FUSIONS` is the one table of them.
+
+Method: "Global Softmax" and "Transformer Softmax" of arXiv 2508.09091; `last_layer` is LangBridge (arXiv 2401.10695).
+
+Differs from the paper: layers may be RMS-normalised first; the Transformer Softmax is computed in an exact form that
+needs one vector a token instead of L + 1 (see the class); its key bias, which cancels in the softmax, does not exist;
+plain and published temperature are two fusions with two names.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from layerbridge import config as cfg
+from layerbridge.errors import ConfigError, ModelError, unknown_name
+from layerbridge.model.mixing import inverse_rms, layer_scores, weighted_sum
+
+
+class Fused(NamedTuple):
+    """What a fusion returns."""
+
+    states_BSE: Tensor
+    """Fused states, in the dtype of the fusion's parameters; zero at padding."""
+    weights_BSL: Tensor
+    """Each token's layer weights, summing to one; zero at padding."""
+
+
+class Fusion(nn.Module):
+    """A rule for layer weights.
+
+    Args:
+        layer_numbers: the encoder's own numbers of the L layers that come in, for reports and `single_layer`.
+        width: E.
+        normalize_layers: divide every state by its root mean square before it is scored and mixed.
+    """
+
+    def __init__(self, *, layer_numbers: Sequence[int], width: int, normalize_layers: bool = False) -> None:
+        super().__init__()
+        self.layer_numbers = tuple(layer_numbers)
+        self.num_layers = len(self.layer_numbers)
+        self.width = width
+        self.normalize_layers = normalize_layers
+
+    def forward(self, layers: Sequence[Tensor], mask_BS: Tensor) -> Fused:
+        """Mix the layers.
+
+        Args:
+            layers: L tensors (B, S, E).
+            mask_BS: true at real tokens.
+
+        Raises:
+            ModelError: another number or width of layers than this fusion was built for.
+        """
+        if len(layers) != self.num_layers or layers[0].shape[-1] != self.width:
+            raise ModelError(
+                f"Fusion got {len(layers)} layers of width {layers[0].shape[-1] if layers else 0}; it was built for "
+                f"{self.num_layers} layers of width {self.width}. Build it from the encoder that feeds it."
+            )
+        real_BS1 = mask_BS.bool().unsqueeze(-1)
+        dtype = self._dtype(layers)
+        scale_BSL = inverse_rms(layers, dtype) if self.normalize_layers else None
+        weights_BSL = self.weigh(layers, scale_BSL, dtype).masked_fill(~real_BS1, 0.0)
+        states_BSE = weighted_sum(layers, weights_BSL if scale_BSL is None else weights_BSL * scale_BSL)
+        return Fused(states_BSE.masked_fill(~real_BS1, 0.0), weights_BSL)
+
+    def weigh(self, layers: Sequence[Tensor], scale_BSL: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return weights_BSL that sum to one over the layers, in `dtype`.
+
+        Args:
+            layers: L raw states (B, S, E).
+            scale_BSL: what every state is to be multiplied by first, or None.
+            dtype: that of the fusion's arithmetic.
+        """
+        raise NotImplementedError
+
+    def _dtype(self, layers: Sequence[Tensor]) -> torch.dtype:
+        parameter = next(self.parameters(), None)
+        return parameter.dtype if parameter is not None else torch.promote_types(layers[0].dtype, torch.float32)
+
+    def _same_for_all_tokens(self, weights_L: Tensor, layers: Sequence[Tensor]) -> Tensor:
+        return weights_L.expand(*layers[0].shape[:2], self.num_layers)
+
+
+class FixedLayers(Fusion):
+    """Weights that do not learn: one layer (`last_layer`, `single_layer`) or all alike (`layer_mean`)."""
+
+    fixed_L: Tensor
+
+    def __init__(self, weights: Sequence[float], **shared: object) -> None:
+        super().__init__(**shared)  # type: ignore[arg-type]
+        self.register_buffer("fixed_L", torch.tensor(weights), persistent=False)
+
+    def weigh(self, layers: Sequence[Tensor], scale_BSL: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the fixed weights."""
+        return self._same_for_all_tokens(self.fixed_L.to(layers[0].device, dtype), layers)
+
+
+class GlobalSoftmax(Fusion):
+    """p = softmax(w / temperature), one learned w a layer, all zero at the start: the layer mean."""
+
+    def __init__(self, *, temperature: float = 1.0, **shared: object) -> None:
+        super().__init__(**shared)  # type: ignore[arg-type]
+        self.temperature = temperature
+        self.logits_L = nn.Parameter(torch.zeros(self.num_layers))
+
+    def weigh(self, layers: Sequence[Tensor], scale_BSL: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the softmax of the learned logits, the same for all tokens."""
+        return self._same_for_all_tokens(torch.softmax(self.logits_L / self.temperature, dim=0), layers)
+
+
+class GlobalSoftmaxPublished(Fusion):
+    """p = softmax(t w), t = 100 + 1e5 tau, w starts at 3e-5, tau at 1e-5: the form of arXiv 2508.09091's code.
+
+    t moves by about 3 with every Adam step at the published learning rate of 3e-5, so the mix soon falls onto one
+    layer; `GlobalSoftmax` is the variant that does not.
+    """
+
+    BASE = 100.0
+    FACTOR = 1e5
+
+    def __init__(self, **shared: object) -> None:
+        super().__init__(**shared)  # type: ignore[arg-type]
+        self.logits_L = nn.Parameter(torch.full((self.num_layers,), 3e-5))
+        self.tau = nn.Parameter(torch.tensor(1e-5))
+
+    def weigh(self, layers: Sequence[Tensor], scale_BSL: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the softmax of the learned logits at the learned temperature, the same for all tokens."""
+        sharpness = self.BASE + self.FACTOR * self.tau
+        return self._same_for_all_tokens(torch.softmax(sharpness * self.logits_L, dim=0), layers)
+
+
+class TransformerSoftmax(Fusion):
+    """Weights per token from a one-layer transformer over `[c, h_1 + p_1, ..., h_L + p_L]` (arXiv 2508.09091).
+
+    One post-norm encoder layer (one head, ReLU), its output at c through `Linear(E -> L)` and a softmax.
+
+    Only the output at c is read, there is one layer, and c holds no token content, so its query is one constant vector.
+    With q = W_q c + b_q the attention scores are, exactly, u . (h_l + p_l) with u = W_k^T q / sqrt(E), plus a constant
+    that cancels; attention then mixes the *inputs*, and value, output projection, norms, feed-forward and head act on
+    one vector a token. Attention dropout acts on the mixing weights a, so the value bias is scaled by their sum.
+
+    Parameter shapes: positions_LE, token_E (c); query, key, value, attention_out (E, E); feedforward E -> F -> E.
+    """
+
+    def __init__(self, *, feedforward_width: int = 2048, dropout: float = 0.1, **shared: object) -> None:
+        super().__init__(**shared)  # type: ignore[arg-type]
+        width = self.width
+        self.dropout = dropout
+        self.positions_LE = nn.Parameter(torch.randn(self.num_layers, width))
+        self.token_E = nn.Parameter(torch.zeros(width))
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width)
+        self.attention_out = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.feedforward_in = nn.Linear(width, feedforward_width)
+        self.feedforward_out = nn.Linear(feedforward_width, width)
+        self.feedforward_norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, self.num_layers)
+        self._init_like_torch()
+
+    def _init_like_torch(self) -> None:
+        """Start from the distribution of `torch.nn.MultiheadAttention`, whose query, key and value are one matrix."""
+        bound = math.sqrt(6.0 / (self.width + 3 * self.width))
+        for linear in (self.query, self.key, self.value):
+            nn.init.uniform_(linear.weight, -bound, bound)
+        for bias in (self.query.bias, self.value.bias, self.attention_out.bias):
+            nn.init.zeros_(bias)
+
+    def weigh(self, layers: Sequence[Tensor], scale_BSL: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the transformer's softmax over layers, token by token."""
+        direction_E = self.query(self.token_E) @ self.key.weight / math.sqrt(self.width)
+        scores_BSL = layer_scores(layers, direction_E)
+        if scale_BSL is not None:
+            scores_BSL = scores_BSL * scale_BSL
+        scores_BSL = scores_BSL + self.positions_LE @ direction_E
+        token_score_BS1 = (self.token_E @ direction_E).expand(*scores_BSL.shape[:2], 1)
+        attention = torch.softmax(torch.cat([token_score_BS1, scores_BSL], dim=-1), dim=-1)
+        attention = self._drop(attention)
+        token_BS1, layers_BSL = attention[..., :1], attention[..., 1:]
+
+        mixed_BSE = weighted_sum(layers, layers_BSL if scale_BSL is None else layers_BSL * scale_BSL)
+        mixed_BSE = mixed_BSE + layers_BSL @ self.positions_LE + token_BS1 * self.token_E
+        value_BSE = F.linear(mixed_BSE, self.value.weight) + attention.sum(-1, keepdim=True) * self.value.bias
+        x_BSE = self.attention_norm(self.token_E + self._drop(self.attention_out(value_BSE)))
+        hidden_BSF = self._drop(torch.relu(self.feedforward_in(x_BSE)))
+        x_BSE = self.feedforward_norm(x_BSE + self._drop(self.feedforward_out(hidden_BSF)))
+        return torch.softmax(self.head(x_BSE), dim=-1)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class AttentionPool(Fusion):
+    """Weights per token: softmax over layers of q . h_l / sqrt(E), one learned q, zero at the start: the layer mean."""
+
+    def __init__(self, **shared: object) -> None:
+        super().__init__(**shared)  # type: ignore[arg-type]
+        self.query_E = nn.Parameter(torch.zeros(self.width))
+
+    def weigh(self, layers: Sequence[Tensor], scale_BSL: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the attention of the learned query over each token's layers."""
+        scores_BSL = layer_scores(layers, self.query_E / math.sqrt(self.width))
+        return torch.softmax(scores_BSL if scale_BSL is None else scores_BSL * scale_BSL, dim=-1)
+
+
+def _one_hot(position: int, num_layers: int) -> list[float]:
+    return [float(index == position) for index in range(num_layers)]
+
+
+def _last_layer(config: cfg.LastLayer, layer_numbers: tuple[int, ...], width: int) -> Fusion:
+    weights = _one_hot(len(layer_numbers) - 1, len(layer_numbers))
+    return FixedLayers(weights, layer_numbers=layer_numbers, width=width)
+
+
+def _single_layer(config: cfg.SingleLayer, layer_numbers: tuple[int, ...], width: int) -> Fusion:
+    wanted = config.layer if config.layer >= 0 else max(layer_numbers) + 1 + config.layer
+    if wanted not in layer_numbers:
+        raise ConfigError(
+            f"Fusion single_layer asks for encoder layer {config.layer}, and the encoder hands over "
+            f"{_ranges(layer_numbers)}. Choose one of these, or widen encoder.layers."
+        )
+    weights = _one_hot(layer_numbers.index(wanted), len(layer_numbers))
+    return FixedLayers(weights, layer_numbers=layer_numbers, width=width, normalize_layers=config.normalize_layers)
+
+
+def _layer_mean(config: cfg.LayerMean, layer_numbers: tuple[int, ...], width: int) -> Fusion:
+    weights = [1.0 / len(layer_numbers)] * len(layer_numbers)
+    return FixedLayers(weights, layer_numbers=layer_numbers, width=width, normalize_layers=config.normalize_layers)
+
+
+def _learned(kind: type[Fusion]) -> Callable[..., Fusion]:
+    def build(config: cfg.FrozenConfig, layer_numbers: tuple[int, ...], width: int) -> Fusion:
+        return kind(layer_numbers=layer_numbers, width=width, **config.model_dump(exclude={"name"}))
+
+    return build
+
+
+FUSIONS: dict[str, Callable[..., Fusion]] = {
+    "last_layer": _last_layer,
+    "single_layer": _single_layer,
+    "layer_mean": _layer_mean,
+    "global_softmax": _learned(GlobalSoftmax),
+    "global_softmax_published": _learned(GlobalSoftmaxPublished),
+    "transformer_softmax": _learned(TransformerSoftmax),
+    "attention_pool": _learned(AttentionPool),
+}
+"""Fusion name in a recipe -> builder."""
+
+
+def build_fusion(config: cfg.FusionConfig, *, layer_numbers: Sequence[int], width: int) -> Fusion:
+    """Build the fusion that `config` names, for layers `layer_numbers` of width E.
+
+    Raises:
+        ConfigError: unknown fusion, or a single layer that the encoder does not hand over.
+    """
+    if config.name not in FUSIONS:
+        raise ConfigError(unknown_name("fusion", config.name, FUSIONS))
+    return FUSIONS[config.name](config, tuple(layer_numbers), width)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    ordered = sorted(numbers)
+    whole = ordered == list(range(ordered[0], ordered[-1] + 1))
+    return f"layers {ordered[0]} to {ordered[-1]}" if whole else f"layers {', '.join(map(str, ordered))}"

@@ -1,0 +1,189 @@
+"""Generation through a bridge: batches, sampling, beams, stop strings and streams.
+
+The LLM's own `generate` does the decoding; given embeddings it returns the new tokens only.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from transformers import GenerationConfig, TextIteratorStreamer
+
+from layerbridge.errors import ConfigError
+from layerbridge.model.splice import splice
+
+if TYPE_CHECKING:
+    from layerbridge.model.bridge import Bridge
+
+
+class GenerationMixin:
+    """`generate` and `stream`, for `Bridge`."""
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        *,
+        prompts: Sequence[str] | None = None,
+        max_new_tokens: int = 32,
+        max_source_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+        num_beams: int = 1,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> list[str]:
+        """Return one answer a text; a batch gives what its texts give one by one.
+
+        Args:
+            texts: what the encoder reads.
+            prompts: what the LLM reads, a text a row; by default the configured prompt.
+            max_new_tokens: LLM tokens an answer.
+            max_source_tokens: encoder tokens a text; longer texts are cut.
+            temperature: 0 is greedy; above it, sampling.
+            top_p: of sampling: smallest set of tokens with this much probability.
+            top_k: of sampling: this many most probable tokens.
+            num_beams: above 1, beam search.
+            stop: an answer ends before the first of these strings.
+            seed: of sampling; torch's global state is left alone then.
+        """
+        bridge = cast("Bridge", self)
+        options = _options(bridge, max_new_tokens, temperature, top_p, top_k, num_beams, stop)
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            ids = _generate(bridge, texts, prompts, max_source_tokens, options)
+        answers = bridge.processor.llm_tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [cut_at_stop(answer, stop) for answer in answers]
+
+    def stream(
+        self,
+        text: str,
+        *,
+        prompt: str | None = None,
+        max_new_tokens: int = 32,
+        max_source_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Yield one text's answer piece by piece; joined, the pieces are what `generate` returns.
+
+        Takes the options of `generate` except beams and a seed. Dropping the iterator ends the generation.
+        """
+        bridge = cast("Bridge", self)
+        options = _options(bridge, max_new_tokens, temperature, top_p, top_k, 1, stop)
+        streamer = TextIteratorStreamer(bridge.processor.llm_tokenizer, skip_special_tokens=True)
+        failure: list[BaseException] = []
+        left = threading.Event()
+
+        def work() -> None:
+            try:
+                _generate(
+                    bridge,
+                    [text],
+                    None if prompt is None else [prompt],
+                    max_source_tokens,
+                    options | {"streamer": streamer, "stopping_criteria": [lambda ids, scores: _all(ids, left)]},
+                )
+            except BaseException as error:  # handed to the consumer below
+                failure.append(error)
+                streamer.end()
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        try:
+            yield from _until_stop(streamer, stop)
+        finally:
+            left.set()
+            worker.join()
+        if failure:
+            raise failure[0]
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """Return the text up to the first of the stop strings."""
+    ends = [index for index in (text.find(s) for s in stop) if index >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def _until_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
+    """Yield pieces up to the first stop string, holding back what may be the beginning of one."""
+    seen, sent = "", 0
+    for piece in pieces:
+        seen += piece
+        cut = cut_at_stop(seen, stop)
+        safe = len(cut) if len(cut) < len(seen) else len(seen) - _possible_stop(seen, stop)
+        if safe > sent:
+            yield seen[sent:safe]
+            sent = safe
+    rest = cut_at_stop(seen, stop)[sent:]
+    if rest:
+        yield rest
+
+
+def _possible_stop(text: str, stop: Sequence[str]) -> int:
+    """Return the length of the longest end of `text` that a stop string begins with."""
+    lengths = (n for s in stop for n in range(min(len(s) - 1, len(text)), 0, -1) if text.endswith(s[:n]))
+    return max(lengths, default=0)
+
+
+def _all(ids: torch.Tensor, flag: threading.Event) -> torch.Tensor:
+    return torch.full((ids.shape[0],), flag.is_set(), dtype=torch.bool, device=ids.device)
+
+
+def _options(
+    bridge: "Bridge",
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int | None,
+    num_beams: int,
+    stop: Sequence[str],
+) -> dict[str, Any]:
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens is {max_new_tokens}; wanted at least 1.")
+    if temperature < 0 or not 0 < top_p <= 1 or num_beams < 1 or (top_k is not None and top_k < 1):
+        raise ConfigError(
+            f"Generation got temperature {temperature}, top_p {top_p}, top_k {top_k}, num_beams {num_beams}; wanted "
+            "temperature >= 0, 0 < top_p <= 1, top_k >= 1 and num_beams >= 1."
+        )
+    if any(not s for s in stop):
+        raise ConfigError("A stop string is empty; wanted at least one character.")
+    tokenizer = bridge.processor.llm_tokenizer
+    own_end = bridge.llm.generation_config.eos_token_id if bridge.llm.generation_config else None
+    ends = {tokenizer.eos_token_id, *([own_end] if isinstance(own_end, int) else own_end or [])}
+    config: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "num_beams": num_beams,
+        "do_sample": temperature > 0,
+        "eos_token_id": sorted(ends),
+        "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
+    if temperature > 0:
+        config |= {"temperature": temperature, "top_p": top_p, "top_k": top_k or 0}
+    if stop:
+        config["stop_strings"] = list(stop)
+    options: dict[str, Any] = {"generation_config": GenerationConfig(**config)}
+    if stop:
+        options["tokenizer"] = tokenizer
+    return options
+
+
+@torch.inference_mode()
+def _generate(
+    bridge: "Bridge",
+    texts: Sequence[str],
+    prompts: Sequence[str] | None,
+    max_source_tokens: int,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    bridge.eval()
+    inputs = bridge.processor(texts, prompts=prompts, max_source_tokens=max_source_tokens).to(bridge.device)
+    spliced = splice(bridge.prefix_pieces(inputs))
+    bridge._check_length(spliced.mask_BT.shape[1] + options["generation_config"].max_new_tokens)
+    llm: Any = bridge.llm
+    return llm.generate(inputs_embeds=spliced.embeds_BTD, attention_mask=spliced.mask_BT.long(), **options)

@@ -1,0 +1,1 @@
+"""One run: a recipe in, a run folder out."""

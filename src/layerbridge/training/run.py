@@ -1,0 +1,91 @@
+"""The run folder: recipe as run, environment, record, metrics, checkpoint. `docs/formats.md` lists it."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from layerbridge import __version__
+from layerbridge.config import Recipe, load_recipe
+from layerbridge.errors import ConfigError
+
+RECIPE, RECORD, ENVIRONMENT = "recipe.yaml", "run.json", "environment.json"
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "peft")
+
+
+def open_run(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
+    """Make the run folder, or check that the one that is there is this recipe's, to be continued.
+
+    Raises:
+        ConfigError: the folder holds another recipe's run, a finished run, or something else.
+    """
+    if overwrite and (folder / RECIPE).is_file():
+        shutil.rmtree(folder)
+    if (folder / RECIPE).is_file():
+        _check_same(folder, recipe)
+        if read_record(folder).get("status") == "finished":
+            raise ConfigError(
+                f"Run {folder} is finished. Evaluate it with `layerbridge evaluate {folder}`, give the recipe another "
+                "name, or train it anew with --overwrite."
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} holds files and no {RECIPE}, so it is no run. Choose another folder or name.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / ENVIRONMENT, environment())
+    _write(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return run.json, or nothing if the run has not got that far."""
+    path = folder / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON in one step."""
+    _write(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and machine, without anything that names the machine or its user."""
+    import torch
+
+    return {
+        "layerbridge": __version__,
+        "python": sys.version.split()[0],
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _check_same(folder: Path, recipe: Recipe) -> None:
+    there, wanted = load_recipe(folder / RECIPE).model_dump(mode="json"), recipe.model_dump(mode="json")
+    different = sorted(key for key in wanted if there[key] != wanted[key])
+    if different:
+        raise ConfigError(
+            f"Run {folder} was begun with another recipe: {', '.join(different)} differ. Give this run another name, "
+            "or replace that one with --overwrite."
+        )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

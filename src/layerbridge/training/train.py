@@ -1,0 +1,131 @@
+"""Train one recipe: data -> bridge -> run folder. Reads top to bottom as the method."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerbridge.config import Recipe
+from layerbridge.data.example import Split
+from layerbridge.data.tasks import build_task
+from layerbridge.data.tasks.task import Task
+from layerbridge.errors import ConfigError
+from layerbridge.model.bridge import Bridge
+from layerbridge.model.checkpoint import TENSORS, load_trained, read_tensors, save_bridge
+from layerbridge.training.run import RECORD, open_run, write_json
+from layerbridge.training.trainer import BridgeTrainer, last_complete_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    bridge: Bridge | None = None,
+) -> Bridge:
+    """Train a bridge and write its run folder; a run that was cut off goes on where its last checkpoint is.
+
+    Args:
+        recipe: all of it.
+        folder: the run folder.
+        overwrite: begin anew in a folder that holds a run.
+        progress: show a bar.
+        bridge: an untrained bridge built from this recipe, if there is one already.
+
+    Returns:
+        The bridge at the selected step.
+
+    Raises:
+        ConfigError: the folder holds another run, or there are no dev rows to select by.
+        DataError: rows that cannot be used.
+    """
+    folder = Path(folder)
+    started = time.monotonic()
+    task = build_task(recipe.task)
+    rows, dev = task.load_training(recipe.task, seed=recipe.training.seed)
+    if recipe.training.select == "best" and not dev.examples:
+        raise ConfigError(
+            f"training.select is 'best', and task {task.name} has no dev rows in the training languages. "
+            "Set task.dev_rows to set some training rows aside, or training.select=last."
+        )
+    open_run(folder, recipe, overwrite=overwrite)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    bridge = bridge or Bridge.build(recipe.bridge, device=device, seed=recipe.training.seed)
+    bridge.trained_on = describe_training(task, rows, recipe)
+    record = describe_rows(bridge, rows, dev, recipe)
+    write_json(folder / RECORD, {"status": "training", **record})
+
+    trainer = BridgeTrainer(
+        bridge,
+        training=recipe.training,
+        train=rows.examples,
+        dev=dev.examples,
+        answers=task.answers,
+        folder=folder,
+        progress=progress,
+    )
+    begin = last_complete_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=str(begin) if begin else None)
+    best = _select(trainer, recipe)
+
+    if trainer.args.should_save:
+        save_bridge(bridge, folder / "checkpoint")
+        seconds = round(time.monotonic() - started, 1)
+        finished = {"steps": trainer.state.global_step, "seconds": seconds, "resumed": begin is not None, **best}
+        write_json(folder / RECORD, {"status": "finished", **record, **finished})
+    return bridge
+
+
+def describe_training(task: Task, rows: Split, recipe: Recipe) -> dict[str, Any]:
+    """Return what a checkpoint keeps of its training."""
+    return {
+        "task": task.name,
+        "task_version": task.version,
+        "encoder_prompt": task.encoder_prompt,
+        "answers": list(task.answers) if task.answers is not None else None,
+        "languages": sorted({example.language for example in rows.examples}),
+        "seed": recipe.training.seed,
+    }
+
+
+def describe_rows(bridge: Bridge, rows: Split, dev: Split, recipe: Recipe) -> dict[str, Any]:
+    """Return what the run record says of its rows; texts over the length limit are counted and said."""
+    limit = bridge.processor.source_limit(recipe.training.max_source_tokens)
+    lengths = bridge.count_source_tokens([example.text for example in rows.examples])
+    truncated = sum(length > limit for length in lengths)
+    if truncated:
+        log.warning(
+            "%d of %d training texts are longer than %d encoder tokens and are cut there.",
+            truncated,
+            len(lengths),
+            limit,
+        )
+    return {
+        "seed": recipe.training.seed,
+        "languages_seen": sorted({example.language for example in rows.examples}),
+        "train_rows": len(rows.examples),
+        "train_source": rows.source,
+        "train_sha256": rows.sha256,
+        "dev_rows": len(dev.examples),
+        "dev_source": dev.source,
+        "dev_sha256": dev.sha256,
+        "truncated_train_texts": truncated,
+        "source_token_limit": limit,
+        "trained_parameters": sum(p.numel() for p in bridge.trained_parameters().values()),
+    }
+
+
+def _select(trainer: BridgeTrainer, recipe: Recipe) -> dict[str, Any]:
+    """Put the best step's tensors into the bridge, if the recipe selects by dev; return which step it is."""
+    state = trainer.state
+    if recipe.training.select == "last":
+        return {"selected_step": state.global_step}
+    if state.best_global_step and state.best_global_step != state.global_step:
+        best = Path(str(trainer.args.output_dir)) / f"checkpoint-{state.best_global_step}"
+        load_trained(trainer.bridge, read_tensors(best / TENSORS), where=str(best))
+    return {"selected_step": state.best_global_step, "dev_selection": state.best_metric}

@@ -1,0 +1,231 @@
+"""transformers' Trainer, taught what a bridge is: what to save, what to load, how to look at the dev rows."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from layerbridge.config import TrainingConfig
+from layerbridge.data.example import Example
+from layerbridge.model.bridge import Bridge
+from layerbridge.model.checkpoint import TENSORS, load_trained, read_tensors, save_bridge
+
+COMPLETE = "COMPLETE"
+"""Written last into a training checkpoint; one without it was cut off by a kill and is never resumed from."""
+
+
+class BridgeTrainer(Trainer):
+    """A Trainer whose checkpoints hold what trains and nothing else, and whose dev score is the accuracy.
+
+    Args:
+        bridge: the model.
+        training: steps, optimizer, schedule, lengths.
+        train: rows to learn.
+        dev: rows to choose the best step by; may be empty.
+        answers: the task's possible answers; None for free text, whose dev score is the loss.
+        folder: where training checkpoints and metrics.jsonl go.
+    """
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        *,
+        training: TrainingConfig,
+        train: Sequence[Example],
+        dev: Sequence[Example],
+        answers: Sequence[str] | None,
+        folder: Path,
+        progress: bool = True,
+    ) -> None:
+        self.bridge = bridge
+        self.training = training
+        self.dev = list(dev)
+        self.answers = answers
+        super().__init__(
+            model=_Trainee(bridge),
+            args=training_arguments(training, num_rows=len(train), folder=folder, evaluates=bool(dev)),
+            train_dataset=_Rows(train),
+            eval_dataset=_Rows(dev) if dev else None,
+            data_collator=collator(bridge, training),
+            callbacks=[_MetricsFile(folder / "metrics.jsonl")],
+        )
+        if not progress:
+            self._silence()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return loss, and accuracy where there are answers to choose from, on the dev rows."""
+        metrics = dev_metrics(self.bridge, self.dev, self.answers, self.training)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        save_bridge(self.bridge, output_dir or str(self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        load_trained(self.bridge, read_tensors(Path(resume_from_checkpoint) / TENSORS), where=resume_from_checkpoint)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / COMPLETE).touch()
+
+    def _silence(self) -> None:
+        from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+
+
+def training_arguments(training: TrainingConfig, *, num_rows: int, folder: Path, evaluates: bool) -> TrainingArguments:
+    """Return the Trainer's arguments for a recipe's training part."""
+    processes = _num_processes()
+    micro = training.micro_batch_size or max(1, training.batch_size // processes)
+    accumulation = max(1, round(training.batch_size / (micro * processes)))
+    steps = num_steps(training, num_rows)
+    every = min(training.eval_every or max(1, -(-steps // 8)), steps)
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.schedule, training.schedule),
+        warmup_steps=round(training.warmup_fraction * steps),
+        adam_beta1=training.adam_betas[0],
+        adam_beta2=training.adam_betas[1],
+        adam_epsilon=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        seed=training.seed,
+        data_seed=training.seed,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=training.keep_checkpoints,
+        metric_for_best_model="selection" if evaluates else None,
+        greater_is_better=True if evaluates else None,
+        logging_steps=max(1, every // 4),
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def num_steps(training: TrainingConfig, num_rows: int) -> int:
+    """Return how many optimizer updates the run has."""
+    if training.max_steps is not None:
+        return training.max_steps
+    return max(1, round(training.epochs * -(-num_rows // training.batch_size)))
+
+
+def collator(bridge: Bridge, training: TrainingConfig) -> Callable[[list[Example]], dict[str, Tensor]]:
+    """Return the function that turns examples into one batch of tensors."""
+
+    def collate(examples: list[Example]) -> dict[str, Tensor]:
+        inputs = bridge.processor(
+            [example.text for example in examples],
+            answers=[example.answer for example in examples],
+            max_source_tokens=training.max_source_tokens,
+            max_answer_tokens=training.max_answer_tokens,
+        )
+        return {name: value for name, value in vars(inputs).items() if isinstance(value, Tensor)}
+
+    return collate
+
+
+@torch.no_grad()
+def dev_metrics(
+    bridge: Bridge, dev: Sequence[Example], answers: Sequence[str] | None, training: TrainingConfig
+) -> dict[str, float]:
+    """Return `eval_loss`, `eval_accuracy` (of tasks with answers) and `eval_selection`, what steps are chosen by.
+
+    Selection is the accuracy, or minus the loss for free text; the higher the better, and of equals the earlier.
+    """
+    bridge.eval()
+    batch_size = max(32, training.micro_batch_size or training.batch_size)
+    collate = collator(bridge, training)
+    total, num_tokens, correct = 0.0, 0, 0
+    for start in range(0, len(dev), batch_size):
+        rows = list(dev[start : start + batch_size])
+        batch = {name: tensor.to(bridge.device) for name, tensor in collate(rows).items()}
+        tokens = int((batch["labels"] != -100).sum())
+        total += bridge(**batch)["loss"].item() * tokens
+        num_tokens += tokens
+        if answers is not None:
+            scores_BN = bridge.score(
+                [row.text for row in rows], list(answers), max_source_tokens=training.max_source_tokens
+            )
+            chosen = [answers[int(index)] for index in scores_BN.argmax(dim=1)]
+            correct += sum(row.answer == answer for row, answer in zip(rows, chosen, strict=True))
+    loss = total / num_tokens
+    if answers is None:
+        return {"eval_loss": loss, "eval_selection": -loss}
+    accuracy = correct / len(dev)
+    return {"eval_loss": loss, "eval_accuracy": accuracy, "eval_selection": accuracy}
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """Return the newest training checkpoint that was written to its end, or None."""
+    found = [path.parent for path in (folder / "checkpoints").glob(f"checkpoint-*/{COMPLETE}")]
+    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+
+def _num_processes() -> int:
+    import os
+
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class _Trainee(torch.nn.Module):
+    """The bridge as the Trainer sees it: without `config`, which it would take for a transformers config and set."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__()
+        self.bridge = bridge
+
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
+        return self.bridge(**batch)
+
+
+class _Rows(torch.utils.data.Dataset[Example]):
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+class _MetricsFile(TrainerCallback):
+    """Append every log to metrics.jsonl; on resume, drop rows of steps that will be done again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step(line) <= state.global_step]
+            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):  # cut off by a kill
+        return float("inf")
