@@ -37,7 +37,7 @@ class EncoderPlan:
     num_heads: int = 4
     head_width: int = 32
     inner_width: int = 448
-    steps: int = 400
+    steps: int = 280
     """Optimiser updates."""
     pairs: int = 96
     """Translation pairs a batch."""
@@ -46,6 +46,8 @@ class EncoderPlan:
     halves_share: float = 0.15
     """Share of pairs that are two halves of one English passage."""
     rate: float = 1.5e-3
+    embedding_factor: float = 0.15
+    """The embeddings' rate as a share of `rate`: masked tokens pull at every piece in every step."""
     temperature: float = 0.05
     masked_share: float = 0.12
     masked_weight: float = 0.15
@@ -162,7 +164,13 @@ def _run(model: MT5EncoderModel, lines: Lines, tokenizer: PreTrainedTokenizerBas
         eos=tokenizer.eos_token_id,
         seed=plan.seed,
     )
-    optimiser = MasterOptimiser(model, rate=plan.rate, steps=plan.steps, warmup_steps=plan.steps // 20)
+    optimiser = MasterOptimiser(
+        model,
+        rate=plan.rate,
+        steps=plan.steps,
+        warmup_steps=plan.steps // 20,
+        embedding_factor=plan.embedding_factor,
+    )
     generator = torch.Generator().manual_seed(plan.seed)
     mask_id = tokenizer.convert_tokens_to_ids(MASK)
     history, sums, tokens, started = [], np.zeros(3), 0, time.monotonic()

@@ -46,8 +46,6 @@ class LlmPlan:
     steps: int = 900
     """Optimiser updates."""
     rate: float = 3e-3
-    muon: bool = True
-    """Whether Muon updates the layers' matrices."""
     held_out: float = 0.01
     """Share of the documents that is only measured on."""
     seed: int = 0
@@ -133,7 +131,7 @@ def train_llm(
 
 def _run(model: LlamaForCausalLM, train: np.ndarray, plan: LlmPlan) -> list[dict]:
     optimiser = MasterOptimiser(
-        model, rate=plan.rate, steps=plan.steps, warmup_steps=plan.steps // 20, muon=plan.muon, weight_decay=0.05
+        model, rate=plan.rate, steps=plan.steps, warmup_steps=plan.steps // 20, weight_decay=0.05
     )
     history, total, started = [], 0.0, time.monotonic()
     report_every = max(1, plan.steps // 40)

@@ -15,8 +15,8 @@ from torch import nn
 class MasterOptimiser:
     """Updates fp32 copies; warm-up, then cosine decay of the rate to a tenth.
 
-    Matrices of the layers may go to Muon (Jordan et al. 2024: momentum made orthogonal),
-    everything else goes to AdamW. Muon's updates are scaled to AdamW's RMS, so that one
+    Matrices of the layers go to Muon (Jordan et al. 2024: momentum made orthogonal; needs
+    torch 2.9), embeddings and vectors to AdamW. Muon's updates are scaled to AdamW's RMS, so that one
     rate serves both.
     """
 
@@ -27,7 +27,7 @@ class MasterOptimiser:
         rate: float,
         steps: int,
         warmup_steps: int,
-        muon: bool = False,
+        embedding_factor: float = 1.0,
         weight_decay: float = 0.01,
         max_norm: float = 1.0,
     ) -> None:
@@ -38,26 +38,26 @@ class MasterOptimiser:
             rate: peak learning rate.
             steps: updates until the rate has decayed.
             warmup_steps: updates until the rate has risen.
-            muon: whether the matrices but the embeddings are Muon's.
-            weight_decay: of matrices; vectors have none.
+            embedding_factor: the embeddings' rate as a share of `rate`.
+            weight_decay: of matrices and embeddings; vectors have none.
             max_norm: gradients are clipped to this total L2 norm.
         """
         self.rate, self.steps, self.warmup_steps, self.max_norm = rate, steps, warmup_steps, max_norm
         self.parameters = list(model.parameters())
         self.masters = [p.detach().float().clone() for p in self.parameters]
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-        is_layer_matrix = [p.ndim == 2 and id(p) not in tables for p in self.parameters]
-        by_muon = [m for m, layer in zip(self.masters, is_layer_matrix, strict=True) if layer and muon]
-        by_adam = [m for m, layer in zip(self.masters, is_layer_matrix, strict=True) if not (layer and muon)]
+        kinds: dict[str, list[torch.Tensor]] = {"embedding": [], "matrix": [], "vector": []}
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            kind = "matrix" if parameter.ndim == 2 else "vector"
+            kinds["embedding" if id(parameter) in tables else kind].append(master)
         groups = [
-            {"params": [m for m in by_adam if m.ndim > 1], "weight_decay": weight_decay},
-            {"params": [m for m in by_adam if m.ndim <= 1], "weight_decay": 0.0},
+            {"params": kinds["embedding"], "weight_decay": weight_decay, "factor": embedding_factor},
+            {"params": kinds["vector"], "weight_decay": 0.0, "factor": 1.0},
         ]
-        self.optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-8)]
-        if by_muon:
-            self.optimisers.append(
-                torch.optim.Muon(by_muon, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-8),
+            torch.optim.Muon(kinds["matrix"], lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        ]
         self.step_count = 0
 
     def step(self) -> float:
@@ -71,7 +71,7 @@ class MasterOptimiser:
         rate = self.rate * warm * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("factor", 1.0)
             optimiser.step()
         with torch.no_grad():
             torch._foreach_copy_(self.parameters, self.masters)

@@ -9,6 +9,7 @@ from tests import tiny
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models; test processes share the cores
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from layerbridge.atomic import replace_text
 from layerbridge.config import BridgeConfig, Recipe
 from layerbridge.errors import DataError
 from layerbridge.results import (
@@ -15,7 +16,6 @@ from layerbridge.results import (
     config_sha256,
     read_results,
     setup_sha256,
-    write_atomically,
     write_results,
 )
 from tests.evaluation.fakes import make_language, make_results
@@ -139,9 +139,9 @@ def test_reading_names_a_file_that_is_not_there_or_not_json(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
-    write_atomically(tmp_path / "file", "old")
+    replace_text(tmp_path / "file", "old")
     with pytest.raises(UnicodeEncodeError):
-        write_atomically(tmp_path / "file", "\ud800")
+        replace_text(tmp_path / "file", "\ud800")
     assert (tmp_path / "file").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -7,7 +7,6 @@ readers without this package, and checked against the counts when the file is re
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from layerbridge.atomic import replace_text
 from layerbridge.config import BridgeConfig, Recipe
 from layerbridge.errors import DataError
 
@@ -223,7 +223,7 @@ def write_results(results: Results, path: str | Path) -> None:
     """Write results.json; a reader sees the old file or the new one, never half of one."""
     data = {"format": FORMAT, "version": FORMAT_VERSION}
     data |= results.model_dump(mode="json") | {"averages": _all_averages(results)}
-    write_atomically(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    replace_text(Path(path), json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_results(path: str | Path) -> Results:
@@ -278,21 +278,6 @@ def describe_errors(error: ValidationError) -> str:
         key = ".".join(str(part) for part in item["loc"]) or "the whole"
         complaints.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(complaints)
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write `text` beside `path` and move it there in one step; folders are made as needed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _all_averages(results: Results) -> dict[str, dict[str, float | None]]:

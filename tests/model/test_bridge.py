@@ -58,7 +58,7 @@ class TestEveryPair:
         bridge = make(tiny_models, encoder, llm).train()
         texts = [f"{a} {b}" for a in ("the cat", "one two") for b in ("mat", "sat", "ශ්‍රී", "three")]
         inputs = bridge.processor(texts, answers=[ANSWERS[i % 3] for i in range(8)])
-        optimizer = torch.optim.AdamW(bridge.trained_parameters().values(), lr=3e-3)
+        optimizer = torch.optim.AdamW(bridge.trained_parameters().values(), lr=1e-2)
         losses = []
         for _ in range(25):
             optimizer.zero_grad()

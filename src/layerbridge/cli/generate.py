@@ -1,6 +1,6 @@
 """`layerbridge generate`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,7 +38,9 @@ def generate(
     from layerbridge.model.checkpoint import load_bridge
 
     bridge = load_bridge(run)
-    source = text if raw and text is not None else bridge.render(text if fields is None else fields)
+    given = fields if text is None else text
+    assert given is not None
+    source = given if raw and isinstance(given, str) else bridge.render(given)
     prompts = None if prompt is None else [prompt]
     if temperature > 0:
         typer.echo(
@@ -64,7 +66,7 @@ def _fields(pairs: list[str] | None) -> dict[str, str] | None:
     return fields
 
 
-def _print_scores(bridge, source: str, prompts: list[str] | None) -> None:  # type: ignore[no-untyped-def]
+def _print_scores(bridge: Any, source: str, prompts: list[str] | None) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
+from layerbridge.atomic import replace_text
 from layerbridge.errors import DataError
 from layerbridge.results import (
     Provenance,
@@ -18,7 +19,6 @@ from layerbridge.results import (
     check_format,
     describe_errors,
     parse_record,
-    write_atomically,
 )
 
 FORMAT = "layerbridge-predictions"
@@ -78,7 +78,7 @@ def write_predictions(path: Path, header: PredictionsHeader, predictions: Sequen
     assert header.n == len(predictions)
     rows = [{"format": FORMAT, "version": FORMAT_VERSION, **header.model_dump(mode="json")}]
     rows += map(asdict, predictions)
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    replace_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def read_predictions(path: Path) -> tuple[PredictionsHeader, list[Prediction]]:

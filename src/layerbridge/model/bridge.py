@@ -115,8 +115,14 @@ class Bridge(GenerationMixin, nn.Module):
         return {name: p.detach().cpu().contiguous() for name, p in self.trained_parameters().items()}
 
     def fingerprint(self) -> str:
-        """Return the sha256 hex digest of the trained tensors and the config."""
-        return tensors_fingerprint(self.trained_state(), extra=self.config.model_dump_json())
+        """Return the sha256 hex digest of the trained tensors, the config and the bases' fingerprints.
+
+        Where the bases lie does not enter: the same bridge has the same fingerprint on every machine.
+        """
+        places = {role: {"name", "revision", "trust_remote_code"} for role in ("encoder", "llm")}
+        config = self.config.model_dump_json(exclude=places)
+        prints = [base["fingerprint"] for _, base in sorted(self.bases.items())]
+        return tensors_fingerprint(self.trained_state(), extra=f"{config} {prints}")
 
     def train(self, mode: bool = True) -> "Bridge":
         """Switch fusion and projector to training; both base models stay in eval mode, dropout off."""

@@ -7,7 +7,6 @@ that loading does not read.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from layerbridge import __version__
+from layerbridge.atomic import replace_file, replace_text
 from layerbridge.config import BridgeConfig, build_config
 from layerbridge.errors import CheckpointError, ConfigError
 from layerbridge.model.bridge import Bridge
@@ -47,12 +47,9 @@ def save_bridge(bridge: Bridge, folder: str | Path, *, results: Mapping[str, Any
     metadata = {"format": FORMAT, "layerbridge": json.dumps(header)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / TENSORS, lambda path: save_file(bridge.trained_state(), path, metadata=metadata))
-        _replace(
-            folder / CONFIG,
-            lambda path: path.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8"),
-        )
-        _replace(folder / CARD, lambda path: path.write_text(model_card(bridge, results), encoding="utf-8"))
+        replace_file(folder / TENSORS, lambda path: save_file(bridge.trained_state(), path, metadata=metadata))
+        replace_text(folder / CONFIG, json.dumps(header, indent=2) + "\n")
+        replace_text(folder / CARD, model_card(bridge, results))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"Could not write the checkpoint to {folder}: {error}. A checkpoint that was there before is untouched; "
@@ -239,18 +236,6 @@ def _open(path: Path) -> Any:
             f"{path} ({path.stat().st_size} bytes) is cut off or not a safetensors file: {error}. "
             "Copy it again, or use an earlier checkpoint."
         ) from error
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write a file beside its place, force it to disk, and move it there in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _some(names: Iterable[str]) -> str:

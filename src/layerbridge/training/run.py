@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from layerbridge import __version__
+from layerbridge.atomic import replace_text
 from layerbridge.config import Recipe, load_recipe
 from layerbridge.errors import ConfigError
 
@@ -39,7 +40,7 @@ def open_run(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
         raise ConfigError(f"{folder} holds files and no {RECIPE}, so it is no run. Choose another folder or name.")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / ENVIRONMENT, environment())
-    _write(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    replace_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON in one step."""
-    _write(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    replace_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def environment() -> dict[str, Any]:
@@ -83,9 +84,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

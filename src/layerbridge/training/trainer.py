@@ -1,6 +1,7 @@
 """transformers' Trainer, taught what a bridge is: what to save, what to load, how to look at the dev rows."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from layerbridge.config import TrainingConfig
 from layerbridge.data.example import Example
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import TENSORS, load_trained, read_tensors, save_bridge
-
-COMPLETE = "COMPLETE"
-"""Written last into a training checkpoint; one without it was cut off by a kill and is never resumed from."""
 
 
 class BridgeTrainer(Trainer):
@@ -68,12 +67,6 @@ class BridgeTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trained(self.bridge, read_tensors(Path(resume_from_checkpoint) / TENSORS), where=resume_from_checkpoint)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            (folder / COMPLETE).touch()
 
     def _silence(self) -> None:
         from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -173,14 +166,23 @@ def dev_metrics(
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
-    """Return the newest training checkpoint that was written to its end, or None."""
-    found = [path.parent for path in (folder / "checkpoints").glob(f"checkpoint-*/{COMPLETE}")]
+    """Return the newest training checkpoint that was written to its end, or None.
+
+    The Trainer writes a checkpoint's trainer_state.json last, so one that a kill cut off has none, or half of one.
+    """
+    found = [path for path in (folder / "checkpoints").glob("checkpoint-*") if _is_complete(path)]
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
-def _num_processes() -> int:
-    import os
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return f"checkpoint-{state['global_step']}" == checkpoint.name
 
+
+def _num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
