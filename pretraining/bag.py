@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class BagPlan:
     """Training of the embeddings as bags."""
 
-    steps: int = 2500
+    steps: int = 6000
     """Optimiser updates."""
     pairs: int = 768
     halves_share: float = 0.25

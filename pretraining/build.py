@@ -24,6 +24,7 @@ from pretraining.card import write_encoder_card, write_llm_card
 from pretraining.corpus import build_corpus
 from pretraining.embeddings import build_embeddings
 from pretraining.encoder import EncoderPlan, train_encoder
+from pretraining.instructions import InstructionPlan, train_instructions
 from pretraining.llm import LlmPlan, pack_documents, train_llm
 from pretraining.pairs import tokenise_lines
 from pretraining.probe import probe_encoder, summary
@@ -76,8 +77,9 @@ def build_llm(data: Path, work: Path, out: Path, plan: LlmPlan) -> None:
         documents, work / "llm_tokenizer", vocabulary=LLM_VOCABULARY, max_length=LLM_MAX_LENGTH
     )
     streams = pack_documents(documents, tokenizer, work / "llm_tokens.npz", held_out=plan.held_out, seed=plan.seed)
-    trained = work / "llm"
-    model = train_llm(*streams, tokenizer, plan, trained)
+    train_llm(*streams, tokenizer, plan, work / "llm")
+    trained = work / "llm_instructed"
+    model = train_instructions(work / "llm", tokenizer, InstructionPlan(seed=plan.seed), trained)
     publish(trained, tokenizer, out / "llm")
     parameters = sum(p.numel() for p in model.parameters())
     write_llm_card(trained, out / "llm", parameters=parameters, vocabulary=len(tokenizer))

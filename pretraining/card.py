@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 from pretraining.bag import BagPlan
 
@@ -14,11 +15,12 @@ def write_encoder_card(trained: Path, folder: Path, bag_plan: BagPlan, *, parame
     """The encoder's `README.md` from `training.json` and `probe.json` of its training."""
     training, probe = _read(trained / "training.json"), _read(trained / "probe.json")
     plan, last = training["plan"], training["history"][-1]
+    recent = training["history"][-10:]
     figures = {
         **plan,
         "bag_steps": bag_plan.steps,
         "bag_pairs": bag_plan.pairs,
-        **{name: last[name] for name in ("ranking", "masked", "first")},
+        **{name: round(fmean(row[name] for row in recent), 2) for name in ("ranking", "masked", "first")},
         "tokens": _millions(last["tokens"]),
         "minutes": round(last["seconds"] / 60),
         "parameters": _millions(parameters),
@@ -32,9 +34,14 @@ def write_llm_card(trained: Path, folder: Path, *, parameters: int, vocabulary: 
     """The LM's `README.md` from `training.json` of its training."""
     training = _read(trained / "training.json")
     plan, last = training["plan"], training["history"][-1]
+    instructions = training["instructions"]
     figures = {
         **plan,
         **training,
+        "instruction_rows": f"{instructions['rows']:,}",
+        "instruction_epochs": instructions["plan"]["epochs"],
+        "instruction_dev_rows": instructions["dev_rows"],
+        "instruction_accuracy": f"{instructions['history'][-1]['dev_accuracy']:.0%}",
         "tokens": _millions(plan["steps"] * plan["batch"] * plan["window"]),
         "train_tokens": _millions(training["train_tokens"]),
         "held_out_tokens": f"{training['held_out_tokens']:,}",

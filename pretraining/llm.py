@@ -43,7 +43,7 @@ class LlmPlan:
     window: int = 192
     """Tokens a training window; documents run on from one window to the next."""
     batch: int = 16
-    steps: int = 900
+    steps: int = 1200
     """Optimiser updates."""
     rate: float = 3e-3
     held_out: float = 0.01

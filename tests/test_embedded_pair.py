@@ -202,7 +202,7 @@ def test_the_llm_predicts_english_far_better_than_a_uniform_guess(llm):
     text = "He was born in the city and went to school there. She is the daughter of a teacher."
     ids = tokenizer(text, return_tensors="pt").input_ids
     loss = float(model(ids, labels=ids).loss)
-    assert loss < 5.5, f"loss {loss:.2f}; a uniform guess over {len(tokenizer)} tokens has 8.3"
+    assert loss < 5.0, f"loss {loss:.2f}; a uniform guess over {len(tokenizer)} tokens has 8.3"
 
 
 @torch.inference_mode()

@@ -7,6 +7,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a new file and put it in the place of `path` in one step.
@@ -17,6 +20,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
+        partial.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner may read
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)

@@ -326,7 +326,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply `a.b=value` overrides, values in YAML.
 
     Relative paths in the recipe (task data, base model folders) are meant from the recipe's own folder if they exist
-    there, else from the working directory.
+    there, else from the working directory; they become absolute, so that a run can be used from anywhere.
 
     Raises:
         ConfigError: no such file, not YAML, an unknown key or a value out of range.
@@ -378,9 +378,10 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
     def resolve(node: Any, key: str) -> None:
         if isinstance(node, dict) and isinstance(node.get(key), str):
-            candidate = folder / node[key]
-            if node[key] != EMBEDDED and not Path(node[key]).is_absolute() and candidate.exists():
-                node[key] = str(candidate)
+            for candidate in (folder / node[key], Path(node[key])):
+                if node[key] != EMBEDDED and candidate.exists():
+                    node[key] = str(candidate.resolve())
+                    return
 
     for part in ("encoder", "llm"):
         if isinstance(data.get(part), str):

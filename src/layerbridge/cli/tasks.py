@@ -82,7 +82,7 @@ def validate_task(
 
     Exit code 1 if a file is wrong, or nothing could be read.
 
-    Example: `layerbridge tasks validate recipes/smoke.yaml`
+    Example: `layerbridge tasks validate recipes/own_data.yaml`
 
     Example: `layerbridge tasks validate sib200 --data ~/sib200`
     """

@@ -269,8 +269,6 @@ def _build_task(config: TaskConfig) -> Task:
 
 
 def _load_bridge(checkpoint: Path, device: str | None) -> Bridge:
-    import torch
-
     from layerbridge.model.checkpoint import load_bridge
 
-    return load_bridge(checkpoint, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return load_bridge(checkpoint, device=device)

@@ -46,6 +46,11 @@ class Base:
     """Name, revision and fingerprints, as a checkpoint keeps them."""
 
 
+def default_device() -> torch.device:
+    """Return the first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_encoder_base(config: EncoderConfig, device: torch.device) -> Base:
     """Load the encoder (the encoder half, of a sequence-to-sequence model), frozen.
 

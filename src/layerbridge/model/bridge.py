@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from layerbridge.config import BridgeConfig
 from layerbridge.errors import DataError
-from layerbridge.model.bases import add_lora, load_encoder_base, load_llm_base
+from layerbridge.model.bases import add_lora, default_device, load_encoder_base, load_llm_base
 from layerbridge.model.encoder import FrozenEncoder
 from layerbridge.model.fingerprint import tensors_fingerprint
 from layerbridge.model.fusion import Fused, build_fusion
@@ -66,19 +66,21 @@ class Bridge(GenerationMixin, nn.Module):
         """What it was trained on (task, version, encoder prompt, answers, languages), once it was."""
 
     @classmethod
-    def build(cls, config: BridgeConfig, *, device: str | torch.device = "cpu", seed: int | None = None) -> "Bridge":
+    def build(
+        cls, config: BridgeConfig, *, device: str | torch.device | None = None, seed: int | None = None
+    ) -> "Bridge":
         """Load both base models and put an untrained bridge between them.
 
         Args:
             config: encoder, LLM, fusion, projector and prompt.
-            device: for everything.
+            device: for everything; by default the first GPU if there is one, else the CPU.
             seed: of the bridge's initial weights; by default torch's global state is used.
 
         Raises:
             ModelError: a base that cannot be loaded or bridged.
             ConfigError: an option that does not fit the bases.
         """
-        device = torch.device(device)
+        device = torch.device(device) if device is not None else default_device()
         encoder_base = load_encoder_base(config.encoder, device)
         llm_base = load_llm_base(config.llm, device)
         with torch.random.fork_rng(enabled=seed is not None):

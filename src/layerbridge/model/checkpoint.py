@@ -61,7 +61,7 @@ def save_bridge(bridge: Bridge, folder: str | Path, *, results: Mapping[str, Any
 def load_bridge(
     path: str | Path,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     encoder: str | None = None,
     llm: str | None = None,
     revision: str | None = None,
@@ -71,7 +71,7 @@ def load_bridge(
 
     Args:
         path: a checkpoint folder, a run folder, or a hub name.
-        device: for everything.
+        device: for everything; by default the first GPU if there is one, else the CPU.
         encoder: where the encoder is now, if not where it was in training.
         llm: where the LLM is now, if not where it was in training.
         revision: of a hub name.

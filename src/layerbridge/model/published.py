@@ -37,13 +37,13 @@ TRANSFORMER_SOFTMAX = {
 """Published module -> ours, for those with a weight and a bias of the same meaning."""
 
 
-def import_published(path: str | Path, config: BridgeConfig, *, device: str | torch.device = "cpu") -> Bridge:
+def import_published(path: str | Path, config: BridgeConfig, *, device: str | torch.device | None = None) -> Bridge:
     """Return a bridge with the trained part of a published checkpoint.
 
     Args:
         path: `pytorch_model.bin`, or its folder.
         config: the two bases; fusion and projector are read from the checkpoint and override the config's.
-        device: for everything.
+        device: for everything; by default the first GPU if there is one, else the CPU.
 
     Raises:
         CheckpointError: not such a checkpoint, or one for bases of other widths or layers.

@@ -39,8 +39,8 @@ def open_run(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} holds files and no {RECIPE}, so it is no run. Choose another folder or name.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / ENVIRONMENT, environment())
     replace_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_json(folder / ENVIRONMENT, environment())
 
 
 def read_record(folder: Path) -> dict[str, Any]:

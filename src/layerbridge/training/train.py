@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from layerbridge.config import Recipe
 from layerbridge.data.example import Split
 from layerbridge.data.tasks import build_task
@@ -54,8 +52,7 @@ def train(
             "Set task.dev_rows to set some training rows aside, or training.select=last."
         )
     open_run(folder, recipe, overwrite=overwrite)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    bridge = bridge or Bridge.build(recipe.bridge, device=device, seed=recipe.training.seed)
+    bridge = bridge or Bridge.build(recipe.bridge, seed=recipe.training.seed)
     bridge.trained_on = describe_training(task, rows, recipe)
     record = describe_rows(bridge, rows, dev, recipe)
     write_json(folder / RECORD, {"status": "training", **record})

@@ -4,7 +4,7 @@
     test-01    Sports    ...
 
 860 train and 100 dev rows in English, 60 test rows in each of 17 languages, parallel by id; invented for this
-project by language models and not checked by native speakers. See `embedded/headlines/README.md`.
+project; the translations were not checked by native speakers. See `embedded/headlines/README.md`.
 """
 
 from importlib import resources

@@ -1,0 +1,38 @@
+# `make demo` and `make check` do all of their own set-up, in .venv, from a bare checkout.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo check format lint types test bench clean
+
+demo: $(STAMP)
+	$(BIN)/layerbridge demo
+
+check: format lint types test
+
+format: $(STAMP)
+	$(BIN)/ruff format --check .
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+# One thread a process: the models in the tests are tiny, and threads would only wait for each other.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.fusion
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+
+# The constraints hold exact versions; torch's is the CPU build where an index offers one.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "layerbridge needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

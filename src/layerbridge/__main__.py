@@ -1,0 +1,6 @@
+"""`python -m layerbridge`."""
+
+from layerbridge.cli import main
+
+if __name__ == "__main__":
+    main()

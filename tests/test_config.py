@@ -1,0 +1,106 @@
+"""Recipes: shorthand, overrides, paths, and complaints that name the nearest known key."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerbridge import config as cfg
+from layerbridge.errors import ConfigError, nearest, unknown_name
+
+
+def load(tmp_path, text, *overrides):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return cfg.load_recipe(path, overrides)
+
+
+def test_a_bare_name_stands_for_a_part(tmp_path):
+    recipe = load(tmp_path, "fusion: last_layer\ntask: sib200")
+    assert recipe.fusion == cfg.LastLayer()
+    assert recipe.task == cfg.BuiltinTaskConfig(name="sib200")
+    assert recipe.name == "recipe"
+    assert recipe.bridge == cfg.BridgeConfig(fusion=cfg.LastLayer())
+
+
+def test_overrides_reach_every_depth_and_are_yaml(tmp_path):
+    recipe = load(
+        tmp_path,
+        "fusion: last_layer\ntask: sib200",
+        "training.learning_rate=3e-4",
+        "fusion.name=global_softmax",
+        "fusion.temperature=2",
+        "encoder.layers=[0, 3, -1]",
+        "evaluation.languages=[si, ta]",
+        "encoder.lora={rank: 4}",
+    )
+    assert recipe.training.learning_rate == 3e-4
+    assert recipe.fusion == cfg.GlobalSoftmax(temperature=2)
+    assert recipe.encoder.layers == (0, 3, -1)
+    assert recipe.evaluation.languages == ("si", "ta")
+    assert recipe.encoder.lora == cfg.LoraConfig(rank=4)
+
+
+def test_a_file_list_makes_a_task_ones_own(tmp_path):
+    recipe = load(tmp_path, "task: {name: t, files: {train: a.csv}, encoder_prompt: '{x}', answer_column: y}")
+    assert isinstance(recipe.task, cfg.OwnTaskConfig)
+
+
+def test_relative_paths_are_meant_from_the_recipes_folder_and_become_absolute(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir("/")
+    recipe = load(tmp_path, "task: {name: sib200, data: data}\nencoder: data\nllm: hub/name")
+    assert recipe.task.data == recipe.encoder.name == str(tmp_path / "data")
+    assert recipe.llm.name == "hub/name"
+
+
+def test_a_recipe_survives_its_own_dump(tmp_path):
+    import yaml
+
+    recipe = load(tmp_path, "fusion: {name: single_layer, layer: 3}\ntask: sib200\nencoder: {layers: [1, 3]}")
+    again = load(tmp_path, yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert again == recipe
+
+
+def test_configs_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        cfg.LastLayer().name = "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: t\nfusion: transfomer_softmax", "unknown fusion 'transfomer_softmax'. Did you mean 'transformer_soft"),
+        ("task: t\nfusion: {name: last_layer, foo: 1}", "unknown key 'fusion.foo'"),
+        ("task: t\nfusion: {temperature: 1}", "fusion has no name; known: attention_pool"),
+        ("task: t\ntraning: {}", "unknown key 'traning'. Did you mean 'training'"),
+        ("task: t\ntraining: {learning_rate: -1}", "training.learning_rate: Input should be greater than 0 (found -1)"),
+        ("task: t\nencoder: {layers: 'lst'}", "wanted 'all', 'last:K'"),
+        ("task: t\nencoder: {dtype: int8}", "encoder.dtype: Input should be 'float32', 'bfloat16' or 'float16'"),
+        ("task: t\nprojector: {hidden_width: 4}", "hidden_width is of projector 'mlp'"),
+        ("fusion: last_layer", "task is missing"),
+        ("- a\n- b", "holds list, wanted a mapping"),
+        ("a: [", "is not valid YAML"),
+        ("task: {name: t, files: {train: x}, answr: 1}", "unknown key 'task.answr'. Did you mean 'answers'"),
+    ],
+)
+def test_every_mistake_gets_a_clear_error(tmp_path, text, message):
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, text)
+    assert message in str(error.value)
+
+
+def test_the_defaults_are_the_published_set_up():
+    training = cfg.TrainingConfig()
+    assert training.learning_rate == 3e-5
+    assert training.adam_betas == (0.8, 0.999)
+    assert (training.adam_epsilon, training.weight_decay, training.max_grad_norm) == (1e-8, 3e-7, 1.0)
+    assert (training.schedule, training.warmup_fraction, training.epochs) == ("cosine", 0.05, 3.0)
+    assert (training.batch_size, training.max_source_tokens) == (8, 200)
+    assert cfg.EvaluationConfig().max_source_tokens == 512
+
+
+@given(st.text(max_size=20), st.lists(st.text(min_size=1, max_size=12), min_size=1, unique=True))
+def test_unknown_names_always_list_what_is_known(found, known):
+    message = unknown_name("thing", found, known)
+    assert all(name in message for name in known)
+    assert nearest(found, known) in {None, *known}
