@@ -14,7 +14,7 @@ from tests.training.test_train import recipe as make_recipe
 from tests.training.test_train import rows  # noqa: F401
 
 FLAGS = {
-    "demo": {"--out", "--steps", "--seed"},
+    "demo": {"--out", "--steps", "--languages", "--seed"},
     "train": {"--set", "-s", "--out", "--overwrite", "--quiet"},
     "evaluate": {
         "--task", "--data", "--languages", "--split", "--limit", "--methods", "--out", "--rescore", "--batch-size",
@@ -105,7 +105,7 @@ def test_generate_and_inspect(two_runs):
 
 
 def test_the_demo_command_compares_the_three_hand_overs(tmp_path):
-    out = run("demo", "--out", tmp_path / "demo", "--steps", "1")
+    out = run("demo", "--out", tmp_path / "demo", "--steps", "1", "--languages", "en,si")
     for wanted in ("last_layer", "global_softmax", "transformer_softmax", "zero-shot average", "smoke benchmark"):
         assert wanted in out
     assert str(tmp_path / "demo").replace("\n", "") in out.replace("\n", "")
@@ -121,7 +121,7 @@ def test_the_demo_command_compares_the_three_hand_overs(tmp_path):
     ],
 )
 def test_what_a_user_can_mend_is_one_message_and_exit_code_two(arguments, message):
-    done = subprocess.run([sys.executable, "-m", "layerbridge", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "layerbridge.cli", *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -13,6 +13,9 @@ def demo(
         "runs/demo"
     ),
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer updates a run; by default the recipe's.")] = None,
+    languages: Annotated[
+        str | None, typer.Option(help="Codes of the languages to answer in, such as si,ta; by default all 17.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of rows, order and initial weights.")] = 0,
 ) -> None:
     """Train the paper's three hand-overs on English headlines and compare them in 16 other languages.
@@ -36,6 +39,8 @@ def demo(
         overrides = [f"name={fusion}", f"fusion={fusion}", f"training.seed={seed}"]
         if steps is not None:
             overrides.append(f"training.max_steps={steps}")
+        if languages is not None:
+            overrides.append(f"evaluation.languages=[{languages}]")
         recipe = load_recipe(str(recipe_file), overrides)
         console.rule(f"{fusion}: training on English")
         train(recipe, out / fusion, overwrite=True)

@@ -11,7 +11,7 @@ and nothing else, is what a checkpoint holds.
 import copy
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +66,7 @@ class Bridge(GenerationMixin, nn.Module):
         """What it was trained on (task, version, encoder prompt, answers, languages), once it was."""
 
     @classmethod
-    def build(
-        cls, config: BridgeConfig, *, device: str | torch.device | None = None, seed: int | None = None
-    ) -> "Bridge":
+    def build(cls, config: BridgeConfig, *, device: str | torch.device | None = None, seed: int | None = None) -> Self:
         """Load both base models and put an untrained bridge between them.
 
         Args:
@@ -126,7 +124,7 @@ class Bridge(GenerationMixin, nn.Module):
         prints = [base["fingerprint"] for _, base in sorted(self.bases.items())]
         return tensors_fingerprint(self.trained_state(), extra=f"{config} {prints}")
 
-    def train(self, mode: bool = True) -> "Bridge":
+    def train(self, mode: bool = True) -> Self:
         """Switch fusion and projector to training; both base models stay in eval mode, dropout off."""
         super().train(mode)
         self.llm.eval()

@@ -1,4 +1,4 @@
-"""`python -m layerbridge`."""
+"""`python -m layerbridge.cli`."""
 
 from layerbridge.cli import main
 
