@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Room -> rooms that it may import, beside itself. The ground floor is the files directly in the package."""
 
-FRONT_DOOR = {"load": "model", "Bridge": "model"}
+FRONT_DOOR = {"load": "model", "Bridge": "model", "import_published": "model"}
 """Names that the package's own `__init__.py` fetches from a room when they are asked for."""
 
 OUTSIDE = ("pretraining", "benchmarks", "tests", "recipes", "docs")

@@ -14,7 +14,7 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["Bridge", "__version__", "load"]
+__all__ = ["Bridge", "__version__", "import_published", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from layerbridge.model.checkpoint import load_bridge
 
         return load_bridge
+    if name == "import_published":
+        from layerbridge.model.published import import_published
+
+        return import_published
     if name == "Bridge":
         from layerbridge.model.bridge import Bridge
 

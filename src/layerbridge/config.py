@@ -51,6 +51,9 @@ class EncoderConfig(FrozenConfig):
     train_biases: bool = False
     """Also train the encoder's existing bias vectors."""
     lora: LoraConfig | None = None
+    source_language: str | None = None
+    """Language tag that the encoder's tokenizer puts on every text, as it spells it (`eng_Latn`). Must be said for
+    tokenizers that tag (NLLB, M2M100, mBART), which would otherwise take every text for English in silence."""
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
@@ -277,7 +280,7 @@ class TrainingConfig(FrozenConfig):
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_source_tokens: int = Field(default=200, ge=1)
     """Encoder tokens a text; longer texts are cut, and counted."""
-    max_answer_tokens: int = Field(default=200, ge=1)
+    max_answer_tokens: int = Field(default=200, ge=2)
     """LLM tokens an answer, its end token included."""
     eval_every: int | None = Field(default=None, ge=1)
     """Optimizer updates between two looks at the dev rows, each with a checkpoint; by default 8 looks a run."""
@@ -412,6 +415,11 @@ def _complaints(kind: type[BaseModel], error: ValidationError) -> Iterator[str]:
                 yield f"unknown {key} {found!r}.{hint} Known: {', '.join(sorted(known))}"
             case "union_tag_not_found":
                 yield f"{key} has no name; known: {', '.join(sorted(_fusion_names()))}"
+            case "literal_error" if isinstance(item["input"], str):
+                known = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+                guess = nearest(item["input"], known)
+                hint = f" Did you mean {guess!r}?" if guess else ""
+                yield f"unknown {key} {item['input']!r}.{hint} Known: {', '.join(sorted(known))}"
             case "missing":
                 yield f"{key} is missing"
             case _:

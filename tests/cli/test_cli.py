@@ -18,10 +18,14 @@ FLAGS = {
     "train": {"--set", "-s", "--out", "--overwrite", "--quiet"},
     "evaluate": {
         "--task", "--data", "--languages", "--split", "--limit", "--methods", "--out", "--rescore", "--batch-size",
+        "--encoder", "--llm", "--trust-remote-code",
     },
     "compare": {"--method", "--format", "--task"},
-    "generate": {"--field", "-f", "--raw", "--prompt", "--max-new-tokens", "--temperature", "--scores"},
-    "inspect": {"--raw"},
+    "generate": {
+        "--field", "-f", "--raw", "--prompt", "--max-new-tokens", "--temperature", "--scores",
+        "--encoder", "--llm", "--trust-remote-code",
+    },
+    "inspect": {"--raw", "--encoder", "--llm", "--trust-remote-code"},
 }  # fmt: skip
 
 

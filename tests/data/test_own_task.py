@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerbridge.config import OwnTaskConfig, TaskFiles, TaskRows, load_recipe
-from layerbridge.data.prompt import prompt_fields, render_prompt
 from layerbridge.data.tasks import build_task
 from layerbridge.errors import ConfigError, DataError
+from layerbridge.prompt import prompt_fields, render_prompt
 from tests.data.writers import write_rows
 
 ROWS = [{"body": "late parcel", "queue": "1"}, {"body": "wrong bill", "queue": "2"}]

@@ -41,6 +41,9 @@ class FakeBridge:
     def count_source_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(text.split()) for text in texts]
 
+    def source_limit(self, max_source_tokens: int) -> int:
+        return max_source_tokens
+
     def score(self, texts: Sequence[str], answers: Sequence[str], *, max_source_tokens: int = 512) -> np.ndarray:
         self._see(texts, max_source_tokens)
         rows = [[self._log_prob(text, answer) for answer in answers] for text in texts]

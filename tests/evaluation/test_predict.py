@@ -39,7 +39,7 @@ def run(tmp_path, task, bridge, monkeypatch):
     record = {"status": "finished", "languages_seen": ["English"], "seed": 7}
     (folder / "run.json").write_text(json.dumps(record))
     monkeypatch.setattr(predict_module, "_build_task", lambda config: task)
-    monkeypatch.setattr(predict_module, "_load_bridge", lambda path, device: bridge)
+    monkeypatch.setattr(predict_module, "_load_bridge", lambda path, **options: bridge)
     return folder
 
 
@@ -232,7 +232,7 @@ def test_the_header_says_where_the_data_came_from(run, task):
 
 
 def test_a_language_without_rows_is_an_error_before_the_bridge_is_loaded(run, task, monkeypatch):
-    monkeypatch.setattr(predict_module, "_load_bridge", lambda *arguments: pytest.fail("loaded"))
+    monkeypatch.setattr(predict_module, "_load_bridge", lambda *arguments, **options: pytest.fail("loaded"))
     task.splits_by_language["ta"] = make_split("ta", [])
     with pytest.raises(DataError, match="news, ta, split 'test' has no rows"):
         evaluate_run(run)

@@ -1,6 +1,8 @@
 """The whole bridge, on every pair of tiny encoder and tiny LLM, against one-by-one and against HF's own model."""
 
 import itertools
+import json
+import shutil
 
 import pytest
 import torch
@@ -149,6 +151,25 @@ def test_prompt_variants_reach_the_llm(tiny_models):
         prompt_text(text="one", style="chat")
 
 
+def test_chat_templates_with_the_date_or_another_bos_are_rendered_whole(tiny_models):
+    bridge = make(tiny_models, llm="llama-chat", prompt=PromptConfig(text="one", style="chat"))
+    tokenizer = bridge.processor.llm_tokenizer
+
+    def rendered(template):
+        tokenizer.chat_template = template
+        return tokenizer.decode(bridge.processor(["cat"]).prompt_ids[0])
+
+    assert rendered("<s>{{ messages[0]['content'] }}") == "<s>one"  # the template's own turn marker, which bos is too
+    dated = "{% if date_string is not defined %}{% set date_string = strftime_now('%Y') %}{% endif %}{{ date_string }}"
+    assert rendered(dated) == "26 Jul 2024"
+
+
+def test_answers_over_the_limit_keep_their_end(tiny_models):
+    labels = make(tiny_models).processor(["cat"], answers=["one two three four"], max_answer_tokens=3).labels
+    assert labels.shape == (1, 3)
+    assert labels[0, -1] == 1
+
+
 def test_per_row_prompts_override_the_configured_one(tiny_models):
     bridge = make(tiny_models, prompt=PromptConfig(text="one"))
     rows = bridge.processor(["cat", "cat"], prompts=["two", "three"])
@@ -160,7 +181,7 @@ def test_per_row_prompts_override_the_configured_one(tiny_models):
 def test_many_answers_are_scored_in_several_passes_with_the_same_result(tiny_models, monkeypatch):
     bridge = make(tiny_models)
     whole = bridge.score(TEXTS, ANSWERS)
-    monkeypatch.setattr(bridge_module, "MAX_SCORED_ROWS", 4)
+    monkeypatch.setattr(bridge_module, "MAX_SCORED_LOGITS", 1)
     torch.testing.assert_close(bridge.score(TEXTS, ANSWERS), whole, atol=1e-5, rtol=1e-5)
 
 
@@ -203,13 +224,31 @@ def test_lora_adapters_train_beside_the_bridge(tiny_models, side):
     assert any(bridge.get_parameter(name).grad.abs().sum() > 0 for name in adapters)
 
 
-def test_encoder_biases_train_when_asked(tiny_models):
-    bridge = make(tiny_models, encoder="xlmr", encoder_options={"train_biases": True})
+@pytest.mark.parametrize("options", [{}, {"lora": LoraConfig(rank=2)}])
+def test_encoder_biases_train_when_asked_with_adapters_or_without(tiny_models, options):
+    bridge = make(tiny_models, encoder="xlmr", encoder_options={"train_biases": True, **options})
     bridge.loss(bridge.processor(TEXTS, answers=["no"] * 4)).backward()
-    biases = [name for name in bridge.trained_parameters() if name.startswith("encoder.")]
+    biases = [name for name in bridge.trained_parameters() if name.startswith("encoder.") and "lora_" not in name]
     assert biases
     assert all(name.endswith("bias") for name in biases)
     assert any(bridge.get_parameter(name).grad is not None for name in biases)
+
+
+def test_every_trained_parameter_is_float32_and_moves_at_the_published_rate(tiny_models):
+    """In bfloat16 a step of 3e-5 would round to nothing."""
+    options = {"dtype": "bfloat16", "lora": LoraConfig(rank=2)}
+    bridge = make(tiny_models, encoder_options=options, llm_options=options).train()
+    assert {p.dtype for p in bridge.trained_parameters().values()} == {torch.float32}
+    before = {name: p.detach().clone() for name, p in bridge.trained_parameters().items()}
+    optimizer = torch.optim.AdamW(bridge.trained_parameters().values(), lr=3e-5)
+    for _ in range(2):  # an adapter's A moves once its B is no longer zero
+        optimizer.zero_grad()
+        bridge.loss(bridge.processor(TEXTS, answers=["no"] * 4)).backward()
+        optimizer.step()
+    for name, parameter in bridge.trained_parameters().items():
+        assert not torch.equal(parameter, before[name]), name
+    with pytest.raises(ConfigError, match=r"Set encoder\.dtype=float32"):
+        make(tiny_models, encoder="xlmr", encoder_options={"dtype": "bfloat16", "train_biases": True})
 
 
 def test_quantisation_options_reach_transformers(tiny_models, monkeypatch):
@@ -250,12 +289,15 @@ def test_greedy_generation_equals_stepwise_argmax(tiny_models):
     assert bridge.generate([TEXTS[0]], max_new_tokens=8) == [expected]
 
 
-def test_the_llms_own_sampling_defaults_do_not_leak_into_greedy(tiny_models):
+def test_the_llms_own_defaults_do_not_leak_into_greedy(tiny_models, tmp_path):
     bridge = make(tiny_models)
     greedy = bridge.generate(TEXTS, max_new_tokens=6)
-    bridge.llm.generation_config.do_sample = True
-    bridge.llm.generation_config.temperature = 5.0
-    assert bridge.generate(TEXTS, max_new_tokens=6) == greedy
+    folder = shutil.copytree(tiny_models["llama"], tmp_path / "llama")
+    defaults = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 9.0, "no_repeat_ngram_size": 1}
+    (folder / "generation_config.json").write_text(json.dumps(defaults | {"eos_token_id": [1, 3]}))
+    again = make(tiny_models | {"llama": str(folder)})
+    assert again.llm.generation_config.eos_token_id == [1, 3]
+    assert again.generate(TEXTS, max_new_tokens=6) == greedy
 
 
 def test_sampling_follows_its_seed_and_leaves_the_global_state_alone(tiny_models):
@@ -326,16 +368,18 @@ def test_an_answer_that_tokenises_to_nothing_is_refused(tiny_models):
 def test_long_texts_are_cut_and_counted(tiny_models):
     bridge = make(tiny_models)
     long = "cat " * 100
-    inputs = bridge.processor([long, "cat"], max_source_tokens=20)
+    with pytest.warns(UserWarning, match="longer than 20 encoder tokens are cut there"):
+        inputs = bridge.processor([long, "cat"], max_source_tokens=20)
     assert inputs.source_ids.shape[1] == 20
     assert inputs.source_ids[0, -1] == 1  # the encoder's own end token stays
-    assert inputs.num_truncated == 1
     assert bridge.count_source_tokens([long])[0] > 20
 
 
 def test_the_encoders_position_limit_holds_even_if_more_is_asked(tiny_models):
     bridge = make(tiny_models, encoder="xlmr")
-    assert bridge.generate(["cat " * 300], max_source_tokens=512, max_new_tokens=2)
+    assert bridge.source_limit(512) == 129
+    with pytest.warns(UserWarning, match="longer than 129 encoder tokens"):
+        assert bridge.generate(["cat " * 300], max_source_tokens=512, max_new_tokens=2)
 
 
 def test_a_prefix_beyond_the_llms_positions_is_refused_with_both_numbers(tiny_models):
@@ -368,7 +412,10 @@ def test_render_uses_the_prompt_it_was_trained_with(tiny_models):
     bridge.trained_on = {"encoder_prompt": "Review: {text} Label: "}
     assert bridge.render("good") == bridge.render({"text": "good"}) == "Review: good Label: "
     bridge.trained_on = {"encoder_prompt": "{premise} / {hypothesis}"}
-    with pytest.raises(DataError, match="fields premise, hypothesis; got one text"):
+    with pytest.raises(DataError, match=r"one text, but the prompt has 2 fields \(premise, hypothesis\)"):
         bridge.render("good")
-    with pytest.raises(DataError, match="fields premise, hypothesis; got premise"):
+    with pytest.raises(DataError, match="no field 'hypothesis' among 'premise'"):
         bridge.render({"premise": "x"})
+    bridge.trained_on = {"encoder_prompt": "{text:>2000000}"}  # a checkpoint is somebody else's file
+    with pytest.raises(ConfigError, match="wanted a plain column name"):
+        bridge.render("good")

@@ -168,6 +168,26 @@ def test_missing_extra_and_misshapen_tensors_are_named(tiny_models, tmp_path):
         load_bridge(tmp_path)
 
 
+def test_changed_values_and_damaged_headers_are_noticed(tiny_models, tmp_path):
+    save_bridge(make(tiny_models), tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors["boundary"].add_(1e-3))
+    with pytest.raises(CheckpointError, match=r"holds other values than were saved \(fingerprint"):
+        load_bridge(tmp_path)
+    for header, message in (("{", "header that is not JSON"), ("{}", "header without bases, config")):
+        metadata = {"format": "layerbridge", "layerbridge": header}
+        save_file({"boundary": torch.zeros(1)}, tmp_path / "bridge.safetensors", metadata=metadata)
+        with pytest.raises(CheckpointError, match=message):
+            load_bridge(tmp_path)
+
+
+def test_a_mistyped_run_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for path in ("runs/x", "mine/x", "./x/y"):
+        with pytest.raises(CheckpointError, match="No checkpoint at"):
+            load_bridge(path)
+
+
 def test_no_checkpoint_is_said(tmp_path):
     with pytest.raises(CheckpointError, match=r"wanted bridge\.safetensors there or in its folder"):
         load_bridge(tmp_path)

@@ -1,7 +1,11 @@
 """Every kind of encoder: layers, padding, modes, and what is refused."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
 from layerbridge.config import EncoderConfig, LLMConfig
 from layerbridge.errors import ConfigError, ModelError
@@ -96,6 +100,52 @@ def test_a_decoder_is_no_encoder(tiny_models):
 def test_an_encoder_is_no_llm(tiny_models):
     with pytest.raises(ModelError, match="'mt5' model, which has no causal language model"):
         load_llm_base(LLMConfig(name=tiny_models["mt5"]), CPU)
+
+
+@pytest.mark.parametrize("kind", ["xlmr", "bert"])
+def test_a_bidirectional_model_is_no_llm_even_if_transformers_has_a_causal_head_for_it(tiny_models, kind):
+    with pytest.raises(ModelError, match="has no causal language model"):
+        load_llm_base(LLMConfig(name=tiny_models[kind]), CPU)
+
+
+def test_recurrent_llms_are_refused_with_the_reason(tmp_path):
+    from transformers import MambaConfig
+
+    MambaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="recurrent layers.*padding would enter their state"):
+        load_llm_base(LLMConfig(name=str(tmp_path)), CPU)
+
+
+def test_damaged_base_weights_are_named(tiny_models, tmp_path):
+    folder = shutil.copytree(tiny_models["mt5"], tmp_path / "mt5")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:200])
+    with pytest.raises(ModelError, match="Cannot load encoder"):
+        load_encoder_base(EncoderConfig(name=str(folder)), CPU)
+
+
+def test_missing_base_weights_are_an_error_and_never_random(tiny_models, tmp_path):
+    folder = shutil.copytree(tiny_models["mt5"], tmp_path / "mt5")
+    weights = load_file(folder / "model.safetensors")
+    dropped = next(name for name in weights if "SelfAttention.q" in name)
+    save_file({k: v for k, v in weights.items() if k != dropped}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 tensors, such as .*SelfAttention\.q.*would be random"):
+        load_encoder_base(EncoderConfig(name=str(folder)), CPU)
+
+
+def test_a_tokenizer_that_tags_languages_is_never_left_to_guess(tiny_models, monkeypatch):
+    monkeypatch.setattr(PreTrainedTokenizerFast, "src_lang", "eng_Latn", raising=False)
+    with pytest.raises(ConfigError, match=r"would tag all with 'eng_Latn'\. Say which"):
+        load(tiny_models, "nllb")
+    with pytest.raises(ConfigError, match=r"Unknown encoder\.source_language 'si'"):
+        load(tiny_models, "nllb", source_language="si")
+    _, tokenizer = load(tiny_models, "nllb", source_language="<s>")
+    assert tokenizer.src_lang == "<s>"
+
+
+def test_a_language_tag_for_a_tokenizer_without_tags_is_refused(tiny_models):
+    with pytest.raises(ConfigError, match="tags no languages"):
+        load(tiny_models, "mt5", source_language="eng_Latn")
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path):

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from layerbridge.config import Recipe, TrainingConfig, build_config
-from layerbridge.errors import ConfigError, DataError
+from layerbridge.errors import ConfigError, DataError, ModelError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import load_bridge
 from layerbridge.training import train as train_module
@@ -158,8 +158,17 @@ def run_until_killed(recipe_file, folder, kill_at):
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-def test_forty_steps_equal_twenty_a_hard_kill_and_twenty_resumed(tiny_models, rows, tmp_path):
-    config = recipe(tiny_models, rows, max_steps=40, eval_every=10, select="last")
+@pytest.mark.parametrize(
+    ("options", "encoder"),
+    [
+        ({"select": "last"}, {}),
+        ({"select": "best", "micro_batch_size": 4}, {"lora": {"rank": 2}}),
+    ],
+)
+def test_forty_steps_equal_twenty_a_hard_kill_and_twenty_resumed(tiny_models, rows, tmp_path, options, encoder):
+    config = recipe(tiny_models, rows, max_steps=40, eval_every=10, **options)
+    data = config.model_dump(mode="json")
+    config = build_config(Recipe, data | {"encoder": data["encoder"] | encoder}, where="test")
     recipe_file = tmp_path / "recipe.yaml"
     recipe_file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     straight = train(config, tmp_path / "straight", progress=False).trained_state()
@@ -201,9 +210,36 @@ def test_a_finished_run_is_not_trained_again_unasked(tiny_models, rows, tmp_path
 
 
 def test_another_recipe_in_the_same_folder_is_refused(tiny_models, rows, tmp_path):
-    open_run(tmp_path / "run", recipe(tiny_models, rows), overwrite=False)
+    train(recipe(tiny_models, rows), tmp_path / "run", progress=False)
     with pytest.raises(ConfigError, match=r"begun with another recipe: training differ"):
         open_run(tmp_path / "run", recipe(tiny_models, rows, seed=9), overwrite=False)
+
+
+def test_a_first_try_that_failed_does_not_bar_the_corrected_one(tiny_models, rows, tmp_path):
+    open_run(tmp_path / "run", recipe(tiny_models, rows, seed=9), overwrite=False)
+    train(recipe(tiny_models, rows, max_steps=1), tmp_path / "run", progress=False)
+
+
+def test_a_finished_run_survives_an_overwrite_that_cannot_begin(tiny_models, rows, tmp_path):
+    train(recipe(tiny_models, rows, max_steps=1), tmp_path / "run", progress=False)
+    with pytest.raises(ModelError):
+        train(recipe(tiny_models | {"llama": "no/where"}, rows), tmp_path / "run", progress=False, overwrite=True)
+    load_bridge(tmp_path / "run")
+
+
+def test_going_on_with_other_rows_is_refused_with_both_hashes(tiny_models, rows, tmp_path):
+    config = recipe(tiny_models, rows)
+    train(config, tmp_path / "run", progress=False)
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    changed = record | {"status": "training", "train_sha256": "0" * 64}
+    (tmp_path / "run/run.json").write_text(json.dumps(changed))
+    with pytest.raises(DataError, match=f"sha256 {'0' * 16}, and they now have {record['train_sha256'][:16]}"):
+        train(config, tmp_path / "run", progress=False)
+
+
+def test_a_batch_that_the_passes_do_not_divide_is_refused(tiny_models, rows, tmp_path):
+    with pytest.raises(ConfigError, match="batch_size is 8, and 1 processes with 3 rows a pass"):
+        train(recipe(tiny_models, rows, micro_batch_size=3), tmp_path / "run", progress=False)
 
 
 def test_a_folder_of_other_things_is_never_touched(tiny_models, rows, tmp_path):
@@ -234,6 +270,14 @@ def test_texts_over_the_limit_are_counted_and_said(tiny_models, rows, tmp_path, 
     count = json.loads((tmp_path / "run/run.json").read_text())["truncated_train_texts"]
     assert count > 0
     assert f"{count} of 48 training texts are longer than 24 encoder tokens" in caplog.text
+
+
+def test_answers_over_the_limit_are_counted_and_said(tiny_models, rows, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger=train_module.__name__):
+        train(recipe(tiny_models, rows, max_answer_tokens=2, max_steps=1), tmp_path / "run", progress=False)
+    count = json.loads((tmp_path / "run/run.json").read_text())["truncated_train_answers"]
+    assert count > 0
+    assert f"{count} of 48 training answers are longer than 2 LLM tokens" in caplog.text
 
 
 def test_an_answer_that_tokenises_to_nothing_stops_before_training(tiny_models, rows, tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from layerbridge.cli.options import EncoderPlace, LLMPlace, TrustRemoteCode
+
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder, or (--rescore) evaluation folder.")],
@@ -17,6 +19,9 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="By default RUN/evaluation/TASK-SPLIT[-first-N].")] = None,
     rescore: Annotated[bool, typer.Option("--rescore", help="Score existing predictions; no model.")] = False,
     batch_size: Annotated[int | None, typer.Option(help="Texts per forward pass.")] = None,
+    encoder: EncoderPlace = None,
+    llm: LLMPlace = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Evaluate a run language by language; finished languages are kept and not predicted again.
 
@@ -52,7 +57,16 @@ def evaluate(
         if rescore:
             results = score_again(folder)
         else:
-            results = evaluate_run(run, task_config=task_config, config=config, out=folder, progress=True)
+            results = evaluate_run(
+                run,
+                task_config=task_config,
+                config=config,
+                out=folder,
+                progress=True,
+                encoder=encoder,
+                llm=llm,
+                trust_remote_code=trust_remote_code,
+            )
     Console().print(render_results(results))
     typer.echo(f"Wrote {folder / RESULTS_FILE}; the predictions are in {folder / FOLDER}.")
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from layerbridge.cli.options import EncoderPlace, LLMPlace, TrustRemoteCode
 from layerbridge.errors import ConfigError
 
 
@@ -25,6 +26,9 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="LLM tokens.")] = 32,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     scores: Annotated[bool, typer.Option(help="Also print the probability of each of the task's answers.")] = False,
+    encoder: EncoderPlace = None,
+    llm: LLMPlace = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Read a text in any language and answer.
 
@@ -37,7 +41,7 @@ def generate(
         raise ConfigError("--raw goes with one TEXT, not with --field.")
     from layerbridge.model.checkpoint import load_bridge
 
-    bridge = load_bridge(run)
+    bridge = load_bridge(run, encoder=encoder, llm=llm, trust_remote_code=trust_remote_code)
     given = fields if text is None else text
     assert given is not None
     source = given if raw and isinstance(given, str) else bridge.render(given)

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from layerbridge.cli.options import EncoderPlace, LLMPlace, TrustRemoteCode
+
 SHADES = (236, 237, 24, 25, 31, 37, 43, 49, 85, 121)
 """Background colours (256-colour palette), from no weight to all of it."""
 
@@ -12,6 +14,9 @@ def inspect(
     run: Annotated[str, typer.Argument(help="Run folder, checkpoint folder or hub name.", show_default=False)],
     text: Annotated[str, typer.Argument(help="A text in any language.", show_default=False)],
     raw: Annotated[bool, typer.Option(help="Without the task's prompt around it.")] = False,
+    encoder: EncoderPlace = None,
+    llm: LLMPlace = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show which encoder layers each token of a text draws on, in percent.
 
@@ -23,7 +28,7 @@ def inspect(
 
     from layerbridge.model.checkpoint import load_bridge
 
-    bridge = load_bridge(run)
+    bridge = load_bridge(run, encoder=encoder, llm=llm, trust_remote_code=trust_remote_code)
     tokens, weights_SL, numbers = bridge.layer_weights(text if raw else bridge.render(text))
     table = Table("token", *(f"layer {n}" if i == 0 else str(n) for i, n in enumerate(numbers)), pad_edge=False)
     for token, row in zip(tokens, weights_SL.tolist(), strict=True):

@@ -90,7 +90,7 @@ def predict(
                 log_probs=row_log_probs,
                 generated=text,
                 source_tokens=lengths[index],
-                truncated=lengths[index] > config.max_source_tokens,
+                truncated=lengths[index] > bridge.source_limit(config.max_source_tokens),
             )
         if on_batch is not None:
             on_batch(len(batch))
@@ -129,7 +129,7 @@ def evaluate_run(
     config: EvaluationConfig | None = None,
     out: Path | None = None,
     progress: bool = False,
-    device: str | None = None,
+    **load_options: Any,
 ) -> Results:
     """Evaluate a run's checkpoint, language by language, and write predictions and results.json.
 
@@ -143,7 +143,7 @@ def evaluate_run(
         config: By default the run's own `evaluation` part, or the defaults of `EvaluationConfig`.
         out: Evaluation folder; by default RUN/evaluation/TASK-SPLIT[-first-N].
         progress: Show a bar per language on stderr.
-        device: Of the bridge; by default the first GPU if there is one, else the CPU.
+        load_options: Of `load_bridge`: device, encoder, llm, trust_remote_code.
 
     Raises:
         ConfigError: no such run, an unknown task or language, or a free-text task to be scored.
@@ -158,7 +158,7 @@ def evaluate_run(
     task = _build_task(task_config)
     task_methods(task, config)
     splits = load_splits(task, config)
-    bridge = _load_bridge(run.checkpoint, device)
+    bridge = _load_bridge(run.checkpoint, **load_options)
     provenance = describe_evaluation(run, bridge, task, config)
     folder = run.evaluation_folder(task_config.name, config) if out is None else Path(out)
     predict_languages(bridge, task, splits, config, provenance, folder, progress=progress)
@@ -268,7 +268,7 @@ def _build_task(config: TaskConfig) -> Task:
     return build_task(config)
 
 
-def _load_bridge(checkpoint: Path, device: str | None) -> Bridge:
+def _load_bridge(checkpoint: Path, **options: Any) -> Bridge:
     from layerbridge.model.checkpoint import load_bridge
 
-    return load_bridge(checkpoint, device=device)
+    return load_bridge(checkpoint, **options)

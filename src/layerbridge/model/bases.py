@@ -1,5 +1,6 @@
 """Loading the two frozen base models and their tokenizers, from a hub, a folder, or the package."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -15,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForTextEncoding,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -26,7 +29,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from layerbridge.config import EMBEDDED, EncoderConfig, LLMConfig, LoraConfig
-from layerbridge.errors import ConfigError, ModelError
+from layerbridge.errors import ConfigError, ModelError, unknown_name
 from layerbridge.model.fingerprint import model_fingerprint, tokenizer_fingerprint
 
 FLOAT16_OVERFLOWS = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
@@ -47,8 +50,10 @@ class Base:
 
 
 def default_device() -> torch.device:
-    """Return the first GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return this process's GPU if there is one (under torchrun its own, else the first), else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def load_encoder_base(config: EncoderConfig, device: torch.device) -> Base:
@@ -70,7 +75,9 @@ def load_encoder_base(config: EncoderConfig, device: torch.device) -> Base:
     model = _pretrained("encoder", config.name, loader, path, {"dtype": dtype, **hub})
     if hf_config.is_encoder_decoder and hasattr(model, "get_encoder") and loader is AutoModel:
         model = model.get_encoder()
-    return _base(model.to(device), path, config, hub, "encoder")
+    base = _base(model.to(device), path, config, hub, "encoder")
+    _tag_language(base.tokenizer, config)
+    return base
 
 
 def load_llm_base(config: LLMConfig, device: torch.device) -> Base:
@@ -81,18 +88,14 @@ def load_llm_base(config: LLMConfig, device: torch.device) -> Base:
     """
     path, hub = _locate(config.name, "llm"), _hub_arguments(config)
     hf_config = _loaded("LLM", config.name, lambda: AutoConfig.from_pretrained(path, **hub))
-    kind = hf_config.model_type
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.trust_remote_code:
-        raise ModelError(
-            f"LLM {config.name!r} is a {kind!r} model, which has no causal language model in transformers. "
-            "Wanted a decoder such as Llama, Qwen, Gemma, SmolLM or GPT-2."
-        )
+    _check_llm_kind(hf_config, config)
     arguments: dict[str, Any] = {"dtype": getattr(torch, config.dtype), **hub}
     if config.quantization is not None:
         arguments |= {"quantization_config": _quantization(config.quantization), "device_map": {"": device}}
     model = _pretrained("LLM", config.name, AutoModelForCausalLM, path, arguments)
     if config.quantization is None:
         model = model.to(device)
+    _drop_generation_defaults(model)
     base = _base(model, path, config, hub, "LLM")
     if base.tokenizer.eos_token_id is None:
         raise ModelError(
@@ -119,15 +122,18 @@ def add_lora(model: nn.Module, config: LoraConfig, base_name: str) -> None:
         peft.inject_adapter_in_model(lora, model)
     except ValueError as error:
         raise ConfigError(f"LoRA cannot be put into {base_name!r}: {error}") from None
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:  # in bfloat16 most updates would round to nothing
+            parameter.data = parameter.data.float()
 
 
 def _base(model: Any, path: str, config: EncoderConfig | LLMConfig, hub: dict[str, Any], role: str) -> Base:
     model.requires_grad_(False)
     model.eval()
     tokenizer = _loaded(f"tokenizer of {role}", config.name, lambda: AutoTokenizer.from_pretrained(path, **hub))
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if tokenizer.vocab_size > model.get_input_embeddings().num_embeddings:  # added tokens may go unused, as Gemma 3's
         raise ModelError(
-            f"The tokenizer of {role} {config.name!r} has {len(tokenizer)} tokens and its model only "
+            f"The tokenizer of {role} {config.name!r} has {tokenizer.vocab_size} tokens and its model only "
             f"{model.get_input_embeddings().num_embeddings} embeddings; they do not belong together."
         )
     return Base(
@@ -141,6 +147,50 @@ def _base(model: Any, path: str, config: EncoderConfig | LLMConfig, hub: dict[st
             "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         },
     )
+
+
+def _tag_language(tokenizer: PreTrainedTokenizerBase, config: EncoderConfig) -> None:
+    """Set the language tag of a tokenizer that has one, and refuse to guess it."""
+    default = getattr(tokenizer, "src_lang", None)
+    if default is None and config.source_language is None:
+        return
+    if default is None:
+        raise ConfigError(
+            f"encoder.source_language is {config.source_language!r}, and the tokenizer of {config.name!r} tags no "
+            "languages. Drop it."
+        )
+    if config.source_language is None:
+        raise ConfigError(
+            f"The tokenizer of encoder {config.name!r} tags every text with a language and would tag all with "
+            f"{default!r}. Say which tag to use with encoder.source_language."
+        )
+    if config.source_language not in tokenizer.get_vocab():
+        known = [token for token in tokenizer.all_special_tokens if len(token) > 5 and "_" in token]
+        raise ConfigError(unknown_name("encoder.source_language", config.source_language, known))
+    tokenizer.src_lang = config.source_language
+
+
+def _check_llm_kind(hf_config: Any, config: LLMConfig) -> None:
+    kind = hf_config.model_type
+    bidirectional = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(hf_config, "is_decoder", False)
+    if (kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.trust_remote_code) or bidirectional:
+        raise ModelError(
+            f"LLM {config.name!r} is a {kind!r} model, which has no causal language model in transformers. "
+            "Wanted a decoder such as Llama, Qwen, Gemma, SmolLM or GPT-2."
+        )
+    kinds = set(getattr(hf_config.get_text_config(), "layer_types", None) or ())
+    recurrent = sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"})
+    if recurrent or any(word in kind for word in ("mamba", "rwkv", "recurrent")):
+        raise ModelError(
+            f"LLM {config.name!r} ({kind}) has recurrent layers{f' ({recurrent[0]})' if recurrent else ''}: padding "
+            "would enter their state, and batches would differ from single texts. Wanted an attention-only decoder."
+        )
+
+
+def _drop_generation_defaults(model: Any) -> None:
+    """Keep the end tokens of a model's generation defaults; its sampling and penalties would leak into greedy."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id if own is not None else None)
 
 
 def _encoder_loader(kind: str, hf_config: Any, name: str) -> Any:
@@ -206,7 +256,7 @@ def _quiet() -> Iterator[None]:
 def _loaded(role: str, name: str, load: Any) -> Any:
     try:
         return load()
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"Cannot load {role} {name!r}: {message} "

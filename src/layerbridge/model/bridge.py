@@ -9,7 +9,6 @@ and nothing else, is what a checkpoint holds.
 """
 
 import copy
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
@@ -28,9 +27,10 @@ from layerbridge.model.generation import GenerationMixin
 from layerbridge.model.processor import BridgeInputs, BridgeProcessor, pad_right
 from layerbridge.model.projector import build_projector, embedding_rms
 from layerbridge.model.splice import IGNORED, Piece, Spliced, splice
+from layerbridge.prompt import render_prompt
 
-MAX_SCORED_ROWS = 256
-"""Rows (texts x answers) of one scoring pass through the LLM; more answers take more passes."""
+MAX_SCORED_LOGITS = 2**27
+"""Logits (texts x answers x tokens x vocabulary) of one scoring pass; more answers take more passes."""
 
 
 class Bridge(GenerationMixin, nn.Module):
@@ -85,10 +85,10 @@ class Bridge(GenerationMixin, nn.Module):
             if seed is not None:
                 torch.manual_seed(seed)
             encoder = FrozenEncoder(encoder_base.model, config.encoder.layers)
+            if config.encoder.lora is not None:  # before the biases: it freezes all but its adapters
+                add_lora(encoder.model, config.encoder.lora, config.encoder.name)
             if config.encoder.train_biases:
                 encoder.unfreeze_biases()
-            if config.encoder.lora is not None:
-                add_lora(encoder.model, config.encoder.lora, config.encoder.name)
             if config.llm.lora is not None:
                 add_lora(llm_base.model, config.llm.lora, config.llm.name)
             bridge = cls(
@@ -244,7 +244,7 @@ class Bridge(GenerationMixin, nn.Module):
             use_cache=True,
         )
         first_BV = torch.log_softmax(prefix.logits[:, -1].float(), dim=-1)
-        per_pass = max(1, MAX_SCORED_ROWS // len(texts))
+        per_pass = max(1, MAX_SCORED_LOGITS // (len(texts) * max(map(len, rows)) * first_BV.shape[1]))
         starts = range(0, len(rows), per_pass)
         columns = []
         for start in starts:
@@ -281,6 +281,10 @@ class Bridge(GenerationMixin, nn.Module):
     # ---------------------------------------------------------------------------------------------------------------
     # For people
 
+    def source_limit(self, max_source_tokens: int) -> int:
+        """Return the limit on encoder tokens that holds: the asked one, or the encoder's own if that is lower."""
+        return self.processor.source_limit(max_source_tokens)
+
     def count_source_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return how many encoder tokens each text has before any cut."""
         return self.processor.count_source_tokens(texts)
@@ -301,22 +305,11 @@ class Bridge(GenerationMixin, nn.Module):
             fields: the task's fields by name; or one text, where the task has one field. Without a task, the text.
 
         Raises:
-            DataError: fields that the task's prompt does not have, or lacks.
+            DataError: a field is missing or empty, or one text where the prompt has several fields.
         """
         template = (self.trained_on or {}).get("encoder_prompt")
-        if template is None:
-            if isinstance(fields, str):
-                return fields
-            raise DataError("This bridge was trained on no task, so it has no named fields; give one text.")
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+        if template is not None:
+            return render_prompt(template, fields)
         if isinstance(fields, str):
-            if len(names) != 1:
-                raise DataError(
-                    f"This bridge's prompt has the fields {', '.join(names)}; got one text. Give them by name."
-                )
-            fields = {names[0]: fields}
-        if set(fields) != set(names):
-            raise DataError(
-                f"This bridge's prompt has the fields {', '.join(names)}; got {', '.join(fields) or 'none'}."
-            )
-        return template.format(**fields)
+            return fields
+        raise DataError("This bridge was trained on no task, so it has no named fields; give one text.")

@@ -88,6 +88,11 @@ def load_bridge(
     bridge = Bridge.build(config, device=device)
     _check_bases(header["bases"], bridge.bases, folder)
     load_trained(bridge, state, where=str(folder))
+    if bridge.fingerprint() != header["fingerprint"]:
+        raise CheckpointError(
+            f"{folder / TENSORS} holds other values than were saved (fingerprint {bridge.fingerprint()[:16]}, saved "
+            f"{header['fingerprint'][:16]}). It is damaged; copy it again."
+        )
     bridge.trained_on = header.get("trained_on")
     return bridge
 
@@ -103,7 +108,13 @@ def read_header(folder: Path) -> dict[str, Any]:
             f"{path} is a safetensors file of format {found!r}, not a layerbridge checkpoint. "
             "A checkpoint of the paper's code is taken in by `import_published`."
         )
-    header: dict[str, Any] = json.loads(metadata["layerbridge"])
+    try:
+        header: dict[str, Any] = json.loads(metadata["layerbridge"])
+    except ValueError as error:
+        raise CheckpointError(f"{path} has a header that is not JSON: {error}. It is damaged.") from None
+    missing = sorted({"format_version", "config", "bases", "fingerprint"} - header.keys())
+    if missing:
+        raise CheckpointError(f"{path} has a header without {', '.join(missing)}. It is damaged.")
     if header.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has checkpoint format {header.get('format_version')}; this layerbridge ({__version__}) reads "
@@ -211,18 +222,20 @@ def _folder(path: str | Path, revision: str | None) -> Path:
     for candidate in (folder, folder / "checkpoint"):
         if (candidate / TENSORS).is_file():
             return candidate
-    is_hub_name = isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    first = str(path).partition("/")[0]
+    is_hub_name = isinstance(path, str) and path.count("/") == 1 and first not in (".", "..", "~", "runs", "")
+    is_hub_name = is_hub_name and not Path(first).exists()
     if folder.exists() or not is_hub_name:
         raise CheckpointError(
             f"No checkpoint at {path}: wanted {TENSORS} there or in its folder `checkpoint`. "
             "Train one with `layerbridge train`."
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(path), revision=revision, allow_patterns=[TENSORS, CONFIG]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(f"No folder {path}, and the hub gave none: {error}") from error
 
 

@@ -66,13 +66,18 @@ class FrozenEncoder(nn.Module):
         """Let the encoder's bias vectors train.
 
         Raises:
-            ConfigError: it has none (mT5 and T5 have none).
+            ConfigError: it has none (mT5 and T5 have none), or they are not float32.
         """
         biases = [p for name, p in self.model.named_parameters() if name.endswith("bias") and p.ndim == 1]
         if not biases:
             raise ConfigError(
                 f"encoder.train_biases: a {self.model.config.model_type} encoder has no biases. Drop it, or use "
                 "encoder.lora."
+            )
+        if biases[0].dtype != torch.float32:
+            raise ConfigError(
+                f"encoder.train_biases: biases of dtype {biases[0].dtype} would round most updates to nothing. Set "
+                "encoder.dtype=float32."
             )
         for bias in biases:
             bias.requires_grad_(True)

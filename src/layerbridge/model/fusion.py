@@ -60,11 +60,7 @@ class Fusion(nn.Module):
         Raises:
             ModelError: another number or width of layers than this fusion was built for.
         """
-        if len(layers) != self.num_layers or layers[0].shape[-1] != self.width:
-            raise ModelError(
-                f"Fusion got {len(layers)} layers of width {layers[0].shape[-1] if layers else 0}; it was built for "
-                f"{self.num_layers} layers of width {self.width}. Build it from the encoder that feeds it."
-            )
+        self._check(layers)
         real_BS1 = mask_BS.bool().unsqueeze(-1)
         dtype = self._dtype(layers)
         scale_BSL = inverse_rms(layers, dtype) if self.normalize_layers else None
@@ -82,6 +78,13 @@ class Fusion(nn.Module):
         """
         raise NotImplementedError
 
+    def _check(self, layers: Sequence[Tensor]) -> None:
+        if len(layers) != self.num_layers or layers[0].shape[-1] != self.width:
+            raise ModelError(
+                f"Fusion got {len(layers)} layers of width {layers[0].shape[-1] if layers else 0}; it was built for "
+                f"{self.num_layers} layers of width {self.width}. Build it from the encoder that feeds it."
+            )
+
     def _dtype(self, layers: Sequence[Tensor]) -> torch.dtype:
         parameter = next(self.parameters(), None)
         return parameter.dtype if parameter is not None else torch.promote_types(layers[0].dtype, torch.float32)
@@ -90,18 +93,33 @@ class Fusion(nn.Module):
         return weights_L.expand(*layers[0].shape[:2], self.num_layers)
 
 
-class FixedLayers(Fusion):
-    """Weights that do not learn: one layer (`last_layer`, `single_layer`) or all alike (`layer_mean`)."""
+class OneLayer(Fusion):
+    """One layer alone (`last_layer`, `single_layer`); the others are not even read."""
 
-    fixed_L: Tensor
-
-    def __init__(self, weights: Sequence[float], **shared: object) -> None:
+    def __init__(self, position: int, **shared: object) -> None:
         super().__init__(**shared)  # type: ignore[arg-type]
-        self.register_buffer("fixed_L", torch.tensor(weights), persistent=False)
+        self.position = position
+
+    def forward(self, layers: Sequence[Tensor], mask_BS: Tensor) -> Fused:
+        """Return the layer, and weights that are one at it."""
+        self._check(layers)
+        real_BS1 = mask_BS.bool().unsqueeze(-1)
+        dtype = self._dtype(layers)
+        state_BSE = layers[self.position].to(dtype)
+        if self.normalize_layers:
+            state_BSE = state_BSE * inverse_rms([state_BSE], dtype)
+        one_hot_L = torch.zeros(self.num_layers, dtype=dtype, device=state_BSE.device)
+        one_hot_L[self.position] = 1.0
+        return Fused(state_BSE.masked_fill(~real_BS1, 0.0), real_BS1 * one_hot_L)
+
+
+class LayerMean(Fusion):
+    """All layers alike; nothing to learn."""
 
     def weigh(self, layers: Sequence[Tensor], scale_BSL: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Return the fixed weights."""
-        return self._same_for_all_tokens(self.fixed_L.to(layers[0].device, dtype), layers)
+        """Return 1 / L everywhere."""
+        mean_L = torch.full((self.num_layers,), 1.0 / self.num_layers, dtype=dtype, device=layers[0].device)
+        return self._same_for_all_tokens(mean_L, layers)
 
 
 class GlobalSoftmax(Fusion):
@@ -213,13 +231,8 @@ class AttentionPool(Fusion):
         return torch.softmax(scores_BSL if scale_BSL is None else scores_BSL * scale_BSL, dim=-1)
 
 
-def _one_hot(position: int, num_layers: int) -> list[float]:
-    return [float(index == position) for index in range(num_layers)]
-
-
 def _last_layer(config: cfg.LastLayer, layer_numbers: tuple[int, ...], width: int) -> Fusion:
-    weights = _one_hot(len(layer_numbers) - 1, len(layer_numbers))
-    return FixedLayers(weights, layer_numbers=layer_numbers, width=width)
+    return OneLayer(len(layer_numbers) - 1, layer_numbers=layer_numbers, width=width)
 
 
 def _single_layer(config: cfg.SingleLayer, layer_numbers: tuple[int, ...], width: int) -> Fusion:
@@ -229,16 +242,11 @@ def _single_layer(config: cfg.SingleLayer, layer_numbers: tuple[int, ...], width
             f"Fusion single_layer asks for encoder layer {config.layer}, and the encoder hands over "
             f"{_ranges(layer_numbers)}. Choose one of these, or widen encoder.layers."
         )
-    weights = _one_hot(layer_numbers.index(wanted), len(layer_numbers))
-    return FixedLayers(weights, layer_numbers=layer_numbers, width=width, normalize_layers=config.normalize_layers)
+    position, normalize = layer_numbers.index(wanted), config.normalize_layers
+    return OneLayer(position, layer_numbers=layer_numbers, width=width, normalize_layers=normalize)
 
 
-def _layer_mean(config: cfg.LayerMean, layer_numbers: tuple[int, ...], width: int) -> Fusion:
-    weights = [1.0 / len(layer_numbers)] * len(layer_numbers)
-    return FixedLayers(weights, layer_numbers=layer_numbers, width=width, normalize_layers=config.normalize_layers)
-
-
-def _learned(kind: type[Fusion]) -> Callable[..., Fusion]:
+def _from_options(kind: type[Fusion]) -> Callable[..., Fusion]:
     def build(config: cfg.FrozenConfig, layer_numbers: tuple[int, ...], width: int) -> Fusion:
         return kind(layer_numbers=layer_numbers, width=width, **config.model_dump(exclude={"name"}))
 
@@ -248,11 +256,11 @@ def _learned(kind: type[Fusion]) -> Callable[..., Fusion]:
 FUSIONS: dict[str, Callable[..., Fusion]] = {
     "last_layer": _last_layer,
     "single_layer": _single_layer,
-    "layer_mean": _layer_mean,
-    "global_softmax": _learned(GlobalSoftmax),
-    "global_softmax_published": _learned(GlobalSoftmaxPublished),
-    "transformer_softmax": _learned(TransformerSoftmax),
-    "attention_pool": _learned(AttentionPool),
+    "layer_mean": _from_options(LayerMean),
+    "global_softmax": _from_options(GlobalSoftmax),
+    "global_softmax_published": _from_options(GlobalSoftmaxPublished),
+    "transformer_softmax": _from_options(TransformerSoftmax),
+    "attention_pool": _from_options(AttentionPool),
 }
 """Fusion name in a recipe -> builder."""
 

@@ -5,6 +5,7 @@ Shapes: B batch, S source tokens, P prompt tokens, A answer tokens (the end toke
 Tokenising happens here, outside the model's forward pass, so that data workers can do it.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from layerbridge.config import PromptConfig
 from layerbridge.errors import ConfigError, DataError
 from layerbridge.model.splice import IGNORED
+
+HOW_TO_COUNT = "`count_source_tokens` of the bridge tells which."
+TEMPLATE_DATE = "26 Jul 2024"
+"""The date that chat templates with one (Llama 3) are told: with today's, the same text would score differently every
+day. This one is those templates' own fall-back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +36,11 @@ class BridgeInputs:
     prompt_mask: Tensor
     labels: Tensor | None = None
     """(B, A): answer tokens and the end token, -100 at padding."""
-    num_truncated: int = 0
-    """Texts of this batch that were cut at the limit."""
 
     def to(self, device: torch.device) -> "BridgeInputs":
         """Return the batch on a device."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)  # type: ignore[arg-type]
+        return replace(self, **tensors)
 
 
 class BridgeProcessor:
@@ -81,8 +85,8 @@ class BridgeProcessor:
             texts: what the encoder reads.
             prompts: what the LLM reads, a text a row; by default the configured prompt.
             answers: what is to be learned, a text a row.
-            max_source_tokens: longer texts are cut and counted.
-            max_answer_tokens: the end token included; longer answers are cut.
+            max_source_tokens: longer texts are cut; `count_source_tokens` tells which those are.
+            max_answer_tokens: the end token included; longer answers are cut before it.
 
         Raises:
             DataError: no texts, a text or an answer that tokenises to nothing, or lists of different lengths.
@@ -93,20 +97,19 @@ class BridgeProcessor:
         for name, column in (("prompts", prompts), ("answers", answers)):
             if column is not None and len(column) != len(texts):
                 raise DataError(f"Got {len(texts)} texts and {len(column)} {name}; wanted one for each text.")
-        source, truncated = self._source(texts, max_source_tokens)
+        source = self._source(texts, max_source_tokens)
         prompt_rows = self._prompt_rows(texts, prompts)
         source_ids, source_mask = pad_right(source, self.encoder_tokenizer.pad_token_id or 0)
         prompt_ids, prompt_mask = pad_right(prompt_rows, 0)
         labels = None
         if answers is not None:
-            labels, _ = pad_right([row[:max_answer_tokens] for row in self.answer_ids(answers)], IGNORED)
+            labels, _ = pad_right([cut_answer(row, max_answer_tokens) for row in self.answer_ids(answers)], IGNORED)
         return BridgeInputs(
             source_ids=source_ids,
             source_mask=source_mask,
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
             labels=labels,
-            num_truncated=truncated,
         )
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
@@ -134,11 +137,12 @@ class BridgeProcessor:
         """Return the limit that holds: the asked one, or the encoder's own if that is lower."""
         return min(max_source_tokens, self.encoder_max_tokens or max_source_tokens)
 
-    def _source(self, texts: list[str], max_source_tokens: int) -> tuple[list[list[int]], int]:
+    def _source(self, texts: list[str], max_source_tokens: int) -> list[list[int]]:
         limit = self.source_limit(max_source_tokens)
         rows: list[list[int]] = self.encoder_tokenizer(texts, verbose=False)["input_ids"]
         long = [index for index, ids in enumerate(rows) if len(ids) > limit]
         if long:
+            warnings.warn(f"Texts longer than {limit} encoder tokens are cut there; {HOW_TO_COUNT}", stacklevel=4)
             cut = self.encoder_tokenizer([texts[i] for i in long], truncation=True, max_length=limit)["input_ids"]
             for index, ids in zip(long, cut, strict=True):
                 rows[index] = ids
@@ -148,7 +152,7 @@ class BridgeProcessor:
                     f"Text {index + 1} of {len(texts)} ({texts[index]!r}) tokenises to nothing with the encoder's "
                     "tokenizer. Drop it, or give a text with at least one token."
                 )
-        return rows, len(long)
+        return rows
 
     def _prompt_rows(self, texts: list[str], prompts: Sequence[str] | None) -> list[list[int]]:
         if prompts is None and self.prompt.is_empty:
@@ -160,17 +164,29 @@ class BridgeProcessor:
         if self.prompt.llm_reads_text:
             ids = self._llm_ids(text)
             if len(ids) > self.prompt.max_text_tokens:
+                warnings.warn(
+                    f"The LLM reads only {self.prompt.max_text_tokens} tokens of a longer text.", stacklevel=5
+                )
                 text = str(self.llm_tokenizer.decode(ids[: self.prompt.max_text_tokens]))
             prompt = f"{text}\n{prompt}" if prompt else text
         if self.prompt.style == "plain":
             return prompt
         turn = self.llm_tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            bos_token="",  # stands before the soft tokens already
+            date_string=TEMPLATE_DATE,
         )
-        return str(turn).removeprefix(self.llm_tokenizer.bos_token or "")
+        return str(turn)
 
     def _llm_ids(self, text: str) -> list[int]:
         return list(self.llm_tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def cut_answer(ids: list[int], max_tokens: int) -> list[int]:
+    """Return an answer's tokens, cut to `max_tokens` with the end token kept."""
+    return ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]]
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:

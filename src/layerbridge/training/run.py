@@ -28,6 +28,8 @@ def open_run(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
     """
     if overwrite and (folder / RECIPE).is_file():
         shutil.rmtree(folder)
+    if (folder / RECIPE).is_file() and not any(folder.glob("check*/*")):
+        shutil.rmtree(folder)  # nothing was learned yet: a first try that failed, not a run to be kept
     if (folder / RECIPE).is_file():
         _check_same(folder, recipe)
         if read_record(folder).get("status") == "finished":

@@ -2,17 +2,21 @@
 
 import logging
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import torch
+from accelerate import PartialState
 
 from layerbridge.config import Recipe
 from layerbridge.data.example import Split
 from layerbridge.data.tasks import build_task
 from layerbridge.data.tasks.task import Task
-from layerbridge.errors import ConfigError
+from layerbridge.errors import ConfigError, DataError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import TENSORS, load_trained, read_tensors, save_bridge
-from layerbridge.training.run import RECORD, open_run, write_json
+from layerbridge.training.run import RECORD, open_run, read_record, write_json
 from layerbridge.training.trainer import BridgeTrainer, last_complete_checkpoint
 
 log = logging.getLogger(__name__)
@@ -51,11 +55,15 @@ def train(
             f"training.select is 'best', and task {task.name} has no dev rows in the training languages. "
             "Set task.dev_rows to set some training rows aside, or training.select=last."
         )
-    open_run(folder, recipe, overwrite=overwrite)
     bridge = bridge or Bridge.build(recipe.bridge, seed=recipe.training.seed)
     bridge.trained_on = describe_training(task, rows, recipe)
     record = describe_rows(bridge, rows, dev, recipe)
-    write_json(folder / RECORD, {"status": "training", **record})
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    if processes.is_main_process:
+        open_run(folder, recipe, overwrite=overwrite)
+        _check_same_data(folder, record)
+        write_json(folder / RECORD, {"status": "training", **record})
+    processes.wait_for_everyone()
 
     trainer = BridgeTrainer(
         bridge,
@@ -78,6 +86,18 @@ def train(
     return bridge
 
 
+def _check_same_data(folder: Path, record: dict[str, Any]) -> None:
+    """Refuse to go on with a run on other rows than it began with."""
+    begun = read_record(folder)
+    for part in ("train", "dev"):
+        before, now = begun.get(f"{part}_sha256"), record[f"{part}_sha256"]
+        if before is not None and before != now:
+            raise DataError(
+                f"Run {folder} was begun on {part} rows with sha256 {before[:16]}, and they now have {now[:16]}: the "
+                "files changed. Put the old ones back, or train anew with --overwrite."
+            )
+
+
 def describe_training(task: Task, rows: Split, recipe: Recipe) -> dict[str, Any]:
     """Return what a checkpoint keeps of its training."""
     return {
@@ -95,13 +115,20 @@ def describe_rows(bridge: Bridge, rows: Split, dev: Split, recipe: Recipe) -> di
     limit = bridge.processor.source_limit(recipe.training.max_source_tokens)
     lengths = bridge.count_source_tokens([example.text for example in rows.examples])
     truncated = sum(length > limit for length in lengths)
-    if truncated:
-        log.warning(
-            "%d of %d training texts are longer than %d encoder tokens and are cut there.",
-            truncated,
-            len(lengths),
-            limit,
-        )
+    answers = Counter(example.answer for example in rows.examples)
+    answer_limit = recipe.training.max_answer_tokens
+    lengths_of_answers = map(len, bridge.processor.answer_ids(list(answers)))
+    cut_answers = sum(
+        n for n, length in zip(answers.values(), lengths_of_answers, strict=True) if length > answer_limit
+    )
+    for count, what, most in (
+        (truncated, "texts", f"{limit} encoder"),
+        (cut_answers, "answers", f"{answer_limit} LLM"),
+    ):
+        if count:
+            log.warning(
+                "%d of %d training %s are longer than %s tokens and are cut there.", count, len(lengths), what, most
+            )
     return {
         "seed": recipe.training.seed,
         "languages_seen": sorted({example.language for example in rows.examples}),
@@ -112,6 +139,7 @@ def describe_rows(bridge: Bridge, rows: Split, dev: Split, recipe: Recipe) -> di
         "dev_source": dev.source,
         "dev_sha256": dev.sha256,
         "truncated_train_texts": truncated,
+        "truncated_train_answers": cut_answers,
         "source_token_limit": limit,
         "trained_parameters": sum(p.numel() for p in bridge.trained_parameters().values()),
     }

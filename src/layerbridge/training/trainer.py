@@ -11,8 +11,10 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from layerbridge.atomic import replace_text
 from layerbridge.config import TrainingConfig
 from layerbridge.data.example import Example
+from layerbridge.errors import ConfigError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import TENSORS, load_trained, read_tensors, save_bridge
 
@@ -44,9 +46,10 @@ class BridgeTrainer(Trainer):
         self.training = training
         self.dev = list(dev)
         self.answers = answers
+        arguments = training_arguments(training, num_rows=len(train), folder=folder, evaluates=bool(dev))
         super().__init__(
             model=_Trainee(bridge),
-            args=training_arguments(training, num_rows=len(train), folder=folder, evaluates=bool(dev)),
+            args=arguments,
             train_dataset=_Rows(train),
             eval_dataset=_Rows(dev) if dev else None,
             data_collator=collator(bridge, training),
@@ -79,10 +82,15 @@ def training_arguments(training: TrainingConfig, *, num_rows: int, folder: Path,
     """Return the Trainer's arguments for a recipe's training part."""
     processes = _num_processes()
     micro = training.micro_batch_size or max(1, training.batch_size // processes)
-    accumulation = max(1, round(training.batch_size / (micro * processes)))
+    accumulation = training.batch_size // (micro * processes)
+    if accumulation * micro * processes != training.batch_size:
+        raise ConfigError(
+            f"training.batch_size is {training.batch_size}, and {processes} processes with {micro} rows a pass make "
+            f"{micro * processes} rows; wanted a batch size that this divides. Set training.micro_batch_size."
+        )
     steps = num_steps(training, num_rows)
     every = min(training.eval_every or max(1, -(-steps // 8)), steps)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=micro,
@@ -110,6 +118,8 @@ def training_arguments(training: TrainingConfig, *, num_rows: int, folder: Path,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs take torchrun; DataParallel would change the batch
+    return arguments
 
 
 def num_steps(training: TrainingConfig, num_rows: int) -> int:
@@ -218,7 +228,7 @@ class _MetricsFile(TrainerCallback):
         if state.is_world_process_zero and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step(line) <= state.global_step]
-            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            replace_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from layerbridge.config import OwnTaskConfig
-from layerbridge.data.prompt import prompt_fields
 from layerbridge.data.tasks.source import FilesSource, Layout
 from layerbridge.data.tasks.task import Task
 from layerbridge.errors import ConfigError
+from layerbridge.prompt import prompt_fields
 
 
 def build(config: OwnTaskConfig) -> Task:

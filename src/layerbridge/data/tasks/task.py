@@ -9,11 +9,11 @@ from typing import Any
 from layerbridge.config import TaskRows
 from layerbridge.data.example import Example, Split
 from layerbridge.data.files import Headerless, Row, Table, read_table
-from layerbridge.data.prompt import prompt_fields, render_prompt
 from layerbridge.data.selection import balance, hold_out, limit, without_texts
 from layerbridge.data.tasks.source import Found, Layout, MissingDataError, Source, UnreachableDataError
 from layerbridge.errors import ConfigError, DataError, nearest, unknown_name
 from layerbridge.languages import describe, language, nearest_codes
+from layerbridge.prompt import prompt_fields, render_prompt
 
 SPLITS = ("train", "dev", "test")
 
