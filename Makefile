@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Where torch comes from, if not from pip's usual index: the CPU build, or one for another CUDA.
+TORCH_INDEX ?=
 
 .PHONY: demo check format lint types test bench clean
 
@@ -30,9 +32,10 @@ bench: $(STAMP)
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
 
-# The constraints hold exact versions; torch's is the CPU build where an index offers one.
+# constraints.txt holds the exact versions that the tests ran with.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "layerbridge needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet -c constraints.txt --index-url $(TORCH_INDEX) torch)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

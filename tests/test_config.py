@@ -40,6 +40,13 @@ def test_overrides_reach_every_depth_and_are_yaml(tmp_path):
     assert recipe.encoder.lora == cfg.LoraConfig(rank=4)
 
 
+def test_a_bare_base_name_keeps_the_other_options_and_a_bare_fusion_name_does_not(tmp_path):
+    text = "task: t\nencoder: {name: a, dtype: bfloat16}\nfusion: {name: global_softmax, temperature: 2}"
+    recipe = load(tmp_path, text, "encoder=b", "fusion=last_layer")
+    assert (recipe.encoder.name, recipe.encoder.dtype) == ("b", "bfloat16")
+    assert recipe.fusion == cfg.LastLayer()
+
+
 def test_a_file_list_makes_a_task_ones_own(tmp_path):
     recipe = load(tmp_path, "task: {name: t, files: {train: a.csv}, encoder_prompt: '{x}', answer_column: y}")
     assert isinstance(recipe.task, cfg.OwnTaskConfig)

@@ -375,7 +375,11 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
             child = {"name": child}
         node[name] = child if isinstance(child, dict) else {}
         node = node[name]
-    node[last] = parse_yaml(value, where=f"The value of override {override!r}")
+    parsed = parse_yaml(value, where=f"The value of override {override!r}")
+    if node is data and last in ("encoder", "llm") and isinstance(parsed, str) and isinstance(node.get(last), dict):
+        node[last] = node[last] | {"name": parsed}  # another model, the same dtype and layers
+    else:
+        node[last] = parsed
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
