@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from layerbridge.config import BridgeConfig, EncoderConfig, LLMConfig, LoraConfig
 from layerbridge.errors import CheckpointError
 from layerbridge.model.checkpoint import load_bridge, push_to_hub, read_header, save_bridge
+from layerbridge.model.fingerprint import tensors_fingerprint
 from tests import tiny
 from tests.model.test_bridge import ANSWERS, TEXTS, make
 
@@ -147,11 +148,13 @@ def test_another_format_version_is_refused(tiny_models, tmp_path):
         load_bridge(tmp_path)
 
 
-def rewrite(folder, change):
+def rewrite(folder, change, *, honest=True):
     """Save the checkpoint's tensors again after `change` altered them."""
     path = folder / "bridge.safetensors"
     tensors, header = load_file(path), read_header(folder)
     change(tensors)
+    if honest:
+        header["tensors_sha256"] = tensors_fingerprint(tensors)
     save_file(tensors, path, metadata={"format": "layerbridge", "layerbridge": json.dumps(header)})
 
 
@@ -170,8 +173,8 @@ def test_missing_extra_and_misshapen_tensors_are_named(tiny_models, tmp_path):
 
 def test_changed_values_and_damaged_headers_are_noticed(tiny_models, tmp_path):
     save_bridge(make(tiny_models), tmp_path)
-    rewrite(tmp_path, lambda tensors: tensors["boundary"].add_(1e-3))
-    with pytest.raises(CheckpointError, match=r"holds other values than were saved \(fingerprint"):
+    rewrite(tmp_path, lambda tensors: tensors["boundary"].add_(1e-3), honest=False)
+    with pytest.raises(CheckpointError, match=r"holds other values than were saved \(sha256"):
         load_bridge(tmp_path)
     for header, message in (("{", "header that is not JSON"), ("{}", "header without bases, config")):
         metadata = {"format": "layerbridge", "layerbridge": header}

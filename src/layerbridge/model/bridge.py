@@ -120,7 +120,7 @@ class Bridge(GenerationMixin, nn.Module):
         Where the bases lie does not enter: the same bridge has the same fingerprint on every machine.
         """
         places = {role: {"name", "revision", "trust_remote_code"} for role in ("encoder", "llm")}
-        config = self.config.model_dump_json(exclude=places)
+        config = self.config.model_dump_json(exclude=places, exclude_defaults=True)  # stable when options are added
         prints = [base["fingerprint"] for _, base in sorted(self.bases.items())]
         return tensors_fingerprint(self.trained_state(), extra=f"{config} {prints}")
 

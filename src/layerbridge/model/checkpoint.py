@@ -23,6 +23,7 @@ from layerbridge.config import BridgeConfig, build_config
 from layerbridge.errors import CheckpointError, ConfigError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.card import model_card
+from layerbridge.model.fingerprint import tensors_fingerprint
 
 FORMAT = "layerbridge"
 FORMAT_VERSION = 1
@@ -84,15 +85,16 @@ def load_bridge(
     folder = _folder(path, revision)
     header = read_header(folder)
     state = read_tensors(folder / TENSORS)
+    found = tensors_fingerprint(state)
+    if found != header["tensors_sha256"]:
+        raise CheckpointError(
+            f"{folder / TENSORS} holds other values than were saved (sha256 {found[:16]}, saved "
+            f"{header['tensors_sha256'][:16]}). It is damaged; copy it again."
+        )
     config = _config(header, folder, encoder=encoder, llm=llm, trust_remote_code=trust_remote_code)
     bridge = Bridge.build(config, device=device)
     _check_bases(header["bases"], bridge.bases, folder)
     load_trained(bridge, state, where=str(folder))
-    if bridge.fingerprint() != header["fingerprint"]:
-        raise CheckpointError(
-            f"{folder / TENSORS} holds other values than were saved (fingerprint {bridge.fingerprint()[:16]}, saved "
-            f"{header['fingerprint'][:16]}). It is damaged; copy it again."
-        )
     bridge.trained_on = header.get("trained_on")
     return bridge
 
@@ -112,7 +114,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(metadata["layerbridge"])
     except ValueError as error:
         raise CheckpointError(f"{path} has a header that is not JSON: {error}. It is damaged.") from None
-    missing = sorted({"format_version", "config", "bases", "fingerprint"} - header.keys())
+    missing = sorted({"format_version", "config", "bases", "tensors_sha256"} - header.keys())
     if missing:
         raise CheckpointError(f"{path} has a header without {', '.join(missing)}. It is damaged.")
     if header.get("format_version") != FORMAT_VERSION:
@@ -188,6 +190,7 @@ def _header(bridge: Bridge) -> dict[str, Any]:
         "bases": bridge.bases,
         "trained_on": bridge.trained_on,
         "fingerprint": bridge.fingerprint(),
+        "tensors_sha256": tensors_fingerprint(bridge.trained_state()),
     }
 
 
