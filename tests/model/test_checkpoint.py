@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from layerbridge.config import BridgeConfig, EncoderConfig, LLMConfig, LoraConfig
 from layerbridge.errors import CheckpointError
-from layerbridge.model.checkpoint import load_bridge, push_to_hub, read_header, save_bridge
+from layerbridge.model.checkpoint import load_bridge, read_header, save_bridge
 from layerbridge.model.fingerprint import tensors_fingerprint
 from tests import tiny
 from tests.model.test_bridge import ANSWERS, TEXTS, make
@@ -32,7 +32,7 @@ FUSIONS = [
 @pytest.mark.parametrize("fusion", FUSIONS, ids=str)
 def test_save_and_load_give_identical_outputs(tiny_models, tmp_path, fusion):
     bridge = make(tiny_models, fusion=fusion)
-    save_bridge(bridge, tmp_path)
+    bridge.save_pretrained(tmp_path)
     again = load_bridge(tmp_path)
     assert torch.equal(again.score(TEXTS, ANSWERS), bridge.score(TEXTS, ANSWERS))
     assert again.generate(TEXTS, max_new_tokens=6) == bridge.generate(TEXTS, max_new_tokens=6)
@@ -278,7 +278,7 @@ def test_pushing_uploads_the_checkpoint_and_its_card(tiny_models, monkeypatch):
             load_bridge(folder_path)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    assert push_to_hub(make(tiny_models), "someone/bridge", token="t") == "https://hub/someone/bridge"
+    assert make(tiny_models).push_to_hub("someone/bridge", token="t") == "https://hub/someone/bridge"
     assert seen == {
         "token": "t",
         "repo": "someone/bridge",

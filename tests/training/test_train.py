@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from layerbridge.config import Recipe, TrainingConfig, build_config
-from layerbridge.errors import ConfigError, DataError, ModelError
+from layerbridge.errors import CheckpointError, ConfigError, DataError, ModelError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import load_bridge
 from layerbridge.training import train as train_module
@@ -196,6 +196,31 @@ def test_a_checkpoint_cut_off_by_a_kill_is_not_resumed_from(tiny_models, rows, t
     assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-4"
     (tmp_path / "run/checkpoints/checkpoint-4/trainer_state.json").unlink()
     assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-2"
+
+
+def test_a_full_disk_in_training_says_so_and_the_run_goes_on_later(tiny_models, rows, tmp_path, monkeypatch):
+    import errno
+
+    from transformers import Trainer
+
+    config = recipe(tiny_models, rows, keep_checkpoints=3)
+    straight = train(config, tmp_path / "straight", progress=False).trained_state()
+    original, calls = Trainer._save_optimizer_and_scheduler, []
+
+    def full(self, folder):
+        calls.append(folder)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, folder)
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", full)
+    with pytest.raises(
+        CheckpointError, match="checkpoint of step 4: .*No space left on device.*Earlier ones are untou"
+    ):
+        train(config, tmp_path / "run", progress=False)
+    assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    resumed = train(config, tmp_path / "run", progress=False).trained_state()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
 
 
 # --- what is refused, and what is said -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ and nothing else, is what a checkpoint holds.
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
@@ -297,6 +298,18 @@ class Bridge(GenerationMixin, nn.Module):
         weights_SL = self.fuse(inputs).weights_BSL[0].float().cpu()
         tokens = self.processor.encoder_tokenizer.convert_ids_to_tokens(inputs.source_ids[0].tolist())
         return list(tokens), weights_SL, self.encoder.layer_numbers
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write a checkpoint folder (`layerbridge.model.checkpoint.save_bridge`); `layerbridge.load` reads it."""
+        from layerbridge.model.checkpoint import save_bridge
+
+        return save_bridge(self, folder)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+        """Put the checkpoint with its model card on the Hugging Face hub and return its address."""
+        from layerbridge.model.checkpoint import push_to_hub
+
+        return push_to_hub(self, repo_id, private=private, token=token)
 
     def render(self, fields: str | Mapping[str, str]) -> str:
         """Return what the encoder reads for an input of the task that this bridge was trained on.

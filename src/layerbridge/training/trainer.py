@@ -14,7 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from layerbridge.atomic import replace_text
 from layerbridge.config import TrainingConfig
 from layerbridge.data.example import Example
-from layerbridge.errors import ConfigError
+from layerbridge.errors import CheckpointError, ConfigError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import TENSORS, load_trained, read_tensors, save_bridge
 
@@ -70,6 +70,15 @@ class BridgeTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trained(self.bridge, read_tensors(Path(resume_from_checkpoint) / TENSORS), where=resume_from_checkpoint)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            raise CheckpointError(
+                f"Could not write the training checkpoint of step {self.state.global_step}: {error}. Earlier ones are "
+                "untouched; free some space, and the same command goes on from the last one that is complete."
+            ) from error
 
     def _silence(self) -> None:
         from transformers.trainer_callback import PrinterCallback, ProgressCallback
