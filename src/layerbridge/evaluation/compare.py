@@ -100,7 +100,7 @@ def comparison(results: Iterable[Results], method: Method | None = None) -> Comp
         method=method,
         columns=_columns(groups),
         rows=tuple(rows),
-        notes=(*_notes(given, common, codes), *_notes_on_seeds(checkpoints, groups)),
+        notes=tuple(dict.fromkeys((*_notes(given, common, codes), *_notes_on_seeds(checkpoints, groups)))),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from layerbridge.atomic import replace_text
 from layerbridge.config import TrainingConfig
@@ -55,8 +56,10 @@ class BridgeTrainer(Trainer):
             data_collator=collator(bridge, training),
             callbacks=[_MetricsFile(folder / "metrics.jsonl")],
         )
-        if not progress:
-            self._silence()
+        for callback in (ProgressCallback, PrinterCallback):  # they print every log
+            self.remove_callback(callback)
+        if progress:
+            self.add_callback(_Bar())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return loss, and accuracy where there are answers to choose from, on the dev rows."""
@@ -79,12 +82,6 @@ class BridgeTrainer(Trainer):
                 f"Could not write the training checkpoint of step {self.state.global_step}: {error}. Earlier ones are "
                 "untouched; free some space, and the same command goes on from the last one that is complete."
             ) from error
-
-    def _silence(self) -> None:
-        from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-        self.remove_callback(ProgressCallback)
-        self.remove_callback(PrinterCallback)
 
 
 def training_arguments(training: TrainingConfig, *, num_rows: int, folder: Path, evaluates: bool) -> TrainingArguments:
@@ -225,6 +222,20 @@ class _Rows(torch.utils.data.Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]
+
+
+class _Bar(ProgressCallback):
+    """The Trainer's progress bar, with the latest loss and dev score at its end instead of a line a log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latest: dict[str, str] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        shown = {"loss": "loss", "eval_accuracy": "dev accuracy", "eval_loss": "dev loss"}
+        self.latest |= {name: f"{logs[key]:.3f}" for key, name in shown.items() if key in (logs or {})}
+        if state.is_world_process_zero and self.training_bar is not None:
+            self.training_bar.set_postfix(self.latest, refresh=False)
 
 
 class _MetricsFile(TrainerCallback):
