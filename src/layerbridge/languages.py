@@ -3,8 +3,8 @@
 The 205 languages are those of SIB-200 (arXiv 2309.07445), whose texts and codes are FLORES-200's (arXiv
 2207.04672). `code` is ours: ISO 639-1 where there is one, else ISO 639-3, and a script subtag where one
 language is there twice. `script` is ISO 15924. `resource` is the class 0 (left behind) to 5 (winners) of
-Joshi et al. 2020 (arXiv 2004.09095), or None where they do not list the language. The table is read on first
-use.
+Joshi et al. 2020 (arXiv 2004.09095), or None where the class is not sure: the classes were checked against a
+second-hand transcription of their list, not against the list itself. The table is read on first use.
 """
 
 import csv
