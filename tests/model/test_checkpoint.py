@@ -158,6 +158,12 @@ def rewrite(folder, change, *, honest=True):
     save_file(tensors, path, metadata={"format": "layerbridge", "layerbridge": json.dumps(header)})
 
 
+def test_bridges_that_differ_in_the_fusion_alone_have_other_fingerprints(tiny_models):
+    """Fusions without parameters hold the same tensors; so do defaults of different kinds."""
+    prints = [make(tiny_models, fusion=fusion).fingerprint() for fusion in FUSIONS]
+    assert len(set(prints)) == len(FUSIONS)
+
+
 def test_missing_extra_and_misshapen_tensors_are_named(tiny_models, tmp_path):
     save_bridge(make(tiny_models), tmp_path)
     rewrite(tmp_path, lambda tensors: tensors.update(stray=torch.zeros(1)))

@@ -289,20 +289,18 @@ def test_other_training_languages_only_in_so_many_words_and_on_record(tiny_model
     assert json.loads((tmp_path / "run/run.json").read_text())["languages_seen"] == ["sw"]
 
 
-def test_texts_over_the_limit_are_counted_and_said(tiny_models, rows, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("what", "limit", "tokens"),
+    [("texts", {"max_source_tokens": 24}, "24 encoder"), ("answers", {"max_answer_tokens": 2}, "2 LLM")],
+)
+def test_texts_and_answers_over_the_limit_are_counted_and_said(
+    tiny_models, rows, tmp_path, caplog, what, limit, tokens
+):
     with caplog.at_level(logging.WARNING, logger=train_module.__name__):
-        train(recipe(tiny_models, rows, max_source_tokens=24, max_steps=1), tmp_path / "run", progress=False)
-    count = json.loads((tmp_path / "run/run.json").read_text())["truncated_train_texts"]
+        train(recipe(tiny_models, rows, max_steps=1, **limit), tmp_path / "run", progress=False)
+    count = json.loads((tmp_path / "run/run.json").read_text())[f"truncated_train_{what}"]
     assert count > 0
-    assert f"{count} of 48 training texts are longer than 24 encoder tokens" in caplog.text
-
-
-def test_answers_over_the_limit_are_counted_and_said(tiny_models, rows, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger=train_module.__name__):
-        train(recipe(tiny_models, rows, max_answer_tokens=2, max_steps=1), tmp_path / "run", progress=False)
-    count = json.loads((tmp_path / "run/run.json").read_text())["truncated_train_answers"]
-    assert count > 0
-    assert f"{count} of 48 training answers are longer than 2 LLM tokens" in caplog.text
+    assert f"{count} of 48 training {what} are longer than {tokens} tokens" in caplog.text
 
 
 def test_an_answer_that_tokenises_to_nothing_stops_before_training(tiny_models, rows, tmp_path, monkeypatch):

@@ -122,8 +122,9 @@ class Bridge(GenerationMixin, nn.Module):
         """
         places = {role: {"name", "revision", "trust_remote_code"} for role in ("encoder", "llm")}
         config = self.config.model_dump_json(exclude=places, exclude_defaults=True)  # stable when options are added
+        names = [self.config.fusion.name, self.config.projector.name]  # defaults of their own kinds, so not in there
         prints = [base["fingerprint"] for _, base in sorted(self.bases.items())]
-        return tensors_fingerprint(self.trained_state(), extra=f"{config} {prints}")
+        return tensors_fingerprint(self.trained_state(), extra=f"{names} {config} {prints}")
 
     def train(self, mode: bool = True) -> Self:
         """Switch fusion and projector to training; both base models stay in eval mode, dropout off."""

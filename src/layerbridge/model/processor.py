@@ -7,7 +7,7 @@ Tokenising happens here, outside the model's forward pass, so that data workers 
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,10 +37,13 @@ class BridgeInputs:
     labels: Tensor | None = None
     """(B, A): answer tokens and the end token, -100 at padding."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the batch's tensors by name; `BridgeInputs(**tensors)` is the batch again."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
     def to(self, device: torch.device) -> "BridgeInputs":
         """Return the batch on a device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)
+        return BridgeInputs(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
 class BridgeProcessor:

@@ -18,6 +18,8 @@ from layerbridge.data.example import Example
 from layerbridge.errors import CheckpointError, ConfigError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import TENSORS, load_trained, read_tensors, save_bridge
+from layerbridge.model.processor import BridgeInputs
+from layerbridge.model.splice import IGNORED
 
 
 class BridgeTrainer(Trainer):
@@ -139,13 +141,12 @@ def collator(bridge: Bridge, training: TrainingConfig) -> Callable[[list[Example
     """Return the function that turns examples into one batch of tensors."""
 
     def collate(examples: list[Example]) -> dict[str, Tensor]:
-        inputs = bridge.processor(
+        return bridge.processor(
             [example.text for example in examples],
             answers=[example.answer for example in examples],
             max_source_tokens=training.max_source_tokens,
             max_answer_tokens=training.max_answer_tokens,
-        )
-        return {name: value for name, value in vars(inputs).items() if isinstance(value, Tensor)}
+        ).tensors()
 
     return collate
 
@@ -164,9 +165,9 @@ def dev_metrics(
     total, num_tokens, correct = 0.0, 0, 0
     for start in range(0, len(dev), batch_size):
         rows = list(dev[start : start + batch_size])
-        batch = {name: tensor.to(bridge.device) for name, tensor in collate(rows).items()}
-        tokens = int((batch["labels"] != -100).sum())
-        total += bridge(**batch)["loss"].item() * tokens
+        batch = collate(rows)
+        tokens = int((batch["labels"] != IGNORED).sum())
+        total += bridge.loss(BridgeInputs(**batch).to(bridge.device)).item() * tokens
         num_tokens += tokens
         if answers is not None:
             scores_BN = bridge.score(
