@@ -20,7 +20,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"ground"},
     "training": {"ground", "model", "data"},
     "evaluation": {"ground", "model", "data"},
-    "cli": {"ground", "model", "data", "training", "evaluation"},
+    "reporting": {"ground"},
+    "studies": {"ground", "model", "data", "training", "evaluation"},
+    "cli": {"ground", "model", "data", "training", "evaluation", "reporting", "studies"},
     "embedded": set(),
 }
 """Room -> rooms that it may import, beside itself. The ground floor is the files directly in the package."""

@@ -61,7 +61,12 @@ class Provenance(Record):
     max_source_tokens: int
     max_new_tokens: int
     run: str
+    kind: Literal["bridge", "baseline"] = "bridge"
+    """A baseline is what a bridge is compared with: no bridge was trained for it."""
     fusion: str
+    """The fusion's name, or the baseline's."""
+    layer: int | None = None
+    """Of fusion `single_layer`: the encoder's number of that layer."""
     seed: int | None = None
     """Of the training; None: unknown, as of a checkpoint without its run folder."""
     checkpoint_sha256: str

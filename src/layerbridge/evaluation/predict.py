@@ -237,6 +237,7 @@ def describe_evaluation(run: Run, bridge: Bridge, task: Task, config: Evaluation
         max_new_tokens=config.max_new_tokens,
         run=run.name,
         fusion=bridge.config.fusion.name,
+        layer=getattr(bridge.config.fusion, "layer", None),
         seed=run.seed,
         checkpoint_sha256=bridge.fingerprint(),
         config_sha256=config_sha256(bridge.config),

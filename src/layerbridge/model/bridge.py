@@ -22,6 +22,7 @@ from layerbridge.config import BridgeConfig
 from layerbridge.errors import DataError
 from layerbridge.model.bases import add_lora, default_device, load_encoder_base, load_llm_base
 from layerbridge.model.encoder import FrozenEncoder
+from layerbridge.model.features import FeatureStore
 from layerbridge.model.fingerprint import tensors_fingerprint
 from layerbridge.model.fusion import Fused, build_fusion
 from layerbridge.model.generation import GenerationMixin
@@ -63,6 +64,8 @@ class Bridge(GenerationMixin, nn.Module):
         for part in (self.fusion, self.projector):
             part.to(embedding.weight.device)
         self.boundary.data = self.boundary.data.to(embedding.weight.device)
+        self.features: FeatureStore | None = None
+        """States that the encoder put out earlier; used in its stead where they have all of a batch."""
         self.trained_on: dict[str, Any] | None = None
         """What it was trained on (task, version, encoder prompt, answers, languages), once it was."""
 
@@ -140,10 +143,18 @@ class Bridge(GenerationMixin, nn.Module):
     # ---------------------------------------------------------------------------------------------------------------
     # Forward
 
+    def encode(self, inputs: BridgeInputs) -> Sequence[Tensor]:
+        """Return the encoder's L layers (B, S, E), from the feature store where it has all of the batch's texts."""
+        if self.features is not None:
+            stored = self.features.lookup(inputs.source_ids, inputs.source_mask)
+            if stored is not None:
+                return stored
+        layers: list[Tensor] = self.encoder(inputs.source_ids, inputs.source_mask)
+        return layers
+
     def fuse(self, inputs: BridgeInputs) -> Fused:
         """Return the fused encoder states (B, S, E) and each token's layer weights (B, S, L)."""
-        layers = self.encoder(inputs.source_ids, inputs.source_mask)
-        return self.fusion(layers, inputs.source_mask)
+        return self.fusion(self.encode(inputs), inputs.source_mask)
 
     def prefix_pieces(self, inputs: BridgeInputs) -> list[Piece]:
         """Return `bos | soft tokens | boundary | text prompt`, each with its mask."""
