@@ -96,5 +96,5 @@ def test_the_real_models_command_runs_on_local_folders_of_the_same_architectures
     assert words != command
     options = ["task.data=" + str(data), "training.max_steps=2", "training.eval_every=2", "task.dev_rows=50"]
     run(*words, *(part for option in options for part in ("-s", option)), "--quiet")
-    output = run("evaluate", "runs/xnli", "--languages", "en,sw", "--batch-size", "6")
+    output = run("evaluate", "runs/xnli-transformer_softmax", "--languages", "en,sw", "--batch-size", "6")
     assert "sw" in output

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 import sys
@@ -169,6 +170,36 @@ def test_setup_hash_ignores_the_seed_and_sees_the_rest():
     ]
     assert {setup_sha256(found) for found in same} == {setup_sha256(recipe())}
     assert len({setup_sha256(found) for found in [recipe(), *other]}) == 5
+
+
+def test_setup_hash_of_train_data_ignores_its_folder_but_not_its_name():
+    def xnli(**task):
+        return setup_sha256(recipe(task={"name": "xnli", **task}))
+
+    assert xnli(train_data="a/nli_en") == xnli(train_data="/b/nli_en", data="c")
+    assert len({xnli(), xnli(train_data="a/nli_en"), xnli(train_data="a/more")}) == 3
+
+
+def test_options_that_came_later_leave_the_hashes_of_earlier_results_alone():
+    def digest(data):
+        return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    bridge = BridgeConfig.model_validate({"fusion": "last_layer"})
+    parts = ("encoder", "llm", "fusion", "projector", "prompt")
+    assert config_sha256(bridge) == digest(bridge.model_dump(mode="json", include=set(parts)))
+    assert config_sha256(bridge) != config_sha256(bridge.model_copy(update={"boundary": "random"}))
+    before = recipe().model_dump(
+        mode="json",
+        exclude={
+            "boundary": True,
+            "name": True,
+            "evaluation": True,
+            "training": {"seed", "micro_batch_size", "keep_checkpoints"},
+            "task": {"data", "train_data"},
+        },
+    )
+    assert setup_sha256(recipe()) == digest(before)
+    assert setup_sha256(recipe(boundary="random")) != digest(before)
 
 
 def test_setup_hash_of_own_files_ignores_their_folder():

@@ -165,6 +165,7 @@ class LayerWeights(Record):
     fusion: str
     seed: int | None
     task: str
+    checkpoint_sha256: str = ""
     layer_numbers: tuple[int, ...]
     languages: dict[str, LanguageWeights]
     sentences: tuple[TokenWeights, ...]

@@ -78,6 +78,28 @@ class LLMConfig(FrozenConfig):
     trust_remote_code: bool = False
 
 
+class TranslatorConfig(FrozenConfig):
+    """A frozen translation model, of the baseline that translates into English and asks the LLM."""
+
+    name: str
+    """Of any sequence-to-sequence model of transformers: a Hugging Face name or a local folder."""
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    source_languages: dict[str, str] | None = None
+    """Our code -> tag as the tokenizer spells it (`si: sin_Sinh`); languages left out are looked up among its tags."""
+    target_language: str | None = None
+    """The tag of English; by default looked up likewise."""
+    prefix: str = ""
+    """Stands before every text, as T5-like models (`<2en> `) and many-to-many Marian models (`>>eng<< `) want it."""
+    max_source_tokens: int = Field(default=512, ge=1)
+    """The translation model's tokens of a field; the rest is cut, and counted."""
+    max_new_tokens: int = Field(default=512, ge=1)
+    """Of a translated field."""
+    num_beams: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    trust_remote_code: bool = False
+
+
 class LastLayer(FrozenConfig):
     """The encoder's last layer alone: LangBridge (arXiv 2401.10695)."""
 
@@ -188,6 +210,9 @@ class BridgeConfig(FrozenConfig):
     fusion: FusionConfig = TransformerSoftmax()
     projector: ProjectorConfig = ProjectorConfig()
     prompt: PromptConfig = PromptConfig()
+    boundary: Literal["zeros", "random"] = "zeros"
+    """How the boundary vector starts. `zeros`: as published (arXiv 2508.09091). `random`: as in LangBridge (arXiv
+    2401.10695), here normal with the root mean square of the LLM's input embeddings."""
 
     @model_validator(mode="before")
     @classmethod
@@ -215,6 +240,9 @@ class TaskRows(FrozenConfig):
     """Keep as many rows of every answer as the rarest has."""
     dev_rows: int = Field(default=0, ge=0)
     """Set this many training rows aside as dev rows; 0 uses the task's own dev split, if it has one."""
+    rows_seed: int | None = None
+    """Of the choice of rows; by default the training seed. Runs that share it share their rows, and what an encoder
+    puts out for them."""
 
 
 class BuiltinTaskConfig(TaskRows):
@@ -223,6 +251,9 @@ class BuiltinTaskConfig(TaskRows):
     name: str
     data: str | None = None
     """Local folder or file in the hub set's own schema; by default the hub set itself."""
+    train_data: str | None = None
+    """Local folder or file with the rows to train on (train, and dev of the training languages) in the task's own
+    columns, where they are not in `data`. A file that names no language is of the one training language."""
     revision: str | None = None
     """Of the hub set."""
 
@@ -271,6 +302,8 @@ class TrainingConfig(FrozenConfig):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows per forward pass and process; by default `batch_size` divided by the number of processes."""
     learning_rate: float = Field(default=3e-5, gt=0)
+    fusion_learning_rate: float | None = Field(default=None, gt=0)
+    """Of the fusion's parameters alone; by default `learning_rate`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_fraction: float = Field(default=0.05, ge=0, le=1)
     """Of all steps."""
@@ -278,6 +311,8 @@ class TrainingConfig(FrozenConfig):
     adam_epsilon: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=3e-7, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
+    group_by_length: bool = False
+    """Draw batches of texts of like length, so that little of them is padding; the paper does not."""
     max_source_tokens: int = Field(default=200, ge=1)
     """Encoder tokens a text; longer texts are cut, and counted."""
     max_answer_tokens: int = Field(default=200, ge=2)
@@ -343,7 +378,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply_override(data, override)
     data.setdefault("name", path.stem)
-    _resolve_paths(data, path.parent)
+    resolve_paths(data, path.parent)
     return build_config(Recipe, data, where=str(path))
 
 
@@ -382,7 +417,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         node[last] = parsed
 
 
-def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+def resolve_paths(data: dict[str, Any], folder: Path) -> None:
     def resolve(node: Any, key: str) -> None:
         if isinstance(node, dict) and isinstance(node.get(key), str):
             for candidate in (folder / node[key], Path(node[key])):
@@ -396,6 +431,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
         resolve(data.get(part), "name")
     task = data.get("task")
     resolve(task, "data")
+    resolve(task, "train_data")
     if isinstance(task, dict) and isinstance(files := task.get("files"), dict):
         resolve(files, "train")
         resolve(files, "dev")

@@ -191,14 +191,14 @@ def _mean(values: Iterable[float]) -> float | None:
 
 def config_sha256(config: BridgeConfig) -> str:
     """Return the sha256 of the canonical JSON of a bridge's config, or of a recipe's bridge part."""
-    return _sha256(config.model_dump(mode="json", include=set(BridgeConfig.model_fields)))
+    return _sha256(_without_later(config.model_dump(mode="json", include=set(BridgeConfig.model_fields))))
 
 
 def setup_sha256(recipe: Recipe) -> str:
     """Return a sha256 that recipes share which differ in nothing but the seed.
 
     The run's name, evaluation, data paths, and what only moves memory about (`micro_batch_size`,
-    `keep_checkpoints`) are left out; of a file of one's own its name counts, not its folder.
+    `keep_checkpoints`) are left out; of a file of one's own, and of `train_data`, the name counts, not the folder.
     """
     data = recipe.model_dump(
         mode="json",
@@ -209,10 +209,18 @@ def setup_sha256(recipe: Recipe) -> str:
             "task": {"data"},
         },
     )
+    train_data = data["task"].pop("train_data", None)
+    if train_data is not None:  # rows of another set are another set-up
+        data["task"]["train_data"] = Path(train_data).name
     files = data["task"].get("files")
     if files is not None:
         data["task"]["files"] = {part: files[part] and Path(files[part]).name for part in ("train", "dev")}
-    return _sha256(data)
+    return _sha256(_without_later(data))
+
+
+def _without_later(data: dict[str, Any]) -> dict[str, Any]:
+    """Leave out options that came after the first results, at their defaults: earlier hashes stay what they were."""
+    return {key: value for key, value in data.items() if (key, value) != ("boundary", "zeros")}
 
 
 def _sha256(data: Any) -> str:

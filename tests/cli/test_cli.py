@@ -25,7 +25,12 @@ FLAGS = {
         "--field", "-f", "--raw", "--prompt", "--max-new-tokens", "--temperature", "--scores",
         "--encoder", "--llm", "--trust-remote-code",
     },
-    "inspect": {"--raw", "--encoder", "--llm", "--trust-remote-code"},
+    "harness": {
+        "--tasks", "--data", "--languages", "--limit", "--batch-size", "--include-path", "--include-defaults", "--out",
+        "--encoder", "--llm", "--trust-remote-code",
+    },
+    "inspect": {"--raw", "--html", "--language", "--encoder", "--llm", "--trust-remote-code"},
+    "report": {"--out", "--title", "--reference", "--main"},
 }  # fmt: skip
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import random
 from collections import Counter
 
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerbridge.data.example import Example, Split
-from layerbridge.data.selection import balance, hold_out, limit
+from layerbridge.data.selection import balance, divide, hold_out, limit
 from layerbridge.errors import ConfigError, DataError
 
 ANSWERS = ("yes", "no", "maybe")
@@ -74,6 +75,49 @@ def test_limiting_a_balanced_set_keeps_it_balanced_to_one_row(max_rows, seed):
     counts = Counter(example.answer for example in kept)
     assert len(kept) == min(max_rows, 60)
     assert max(counts.values()) - min(counts[answer] for answer in ANSWERS) <= 1
+
+
+SHARES = {"train": 0.6, "dev": 0.2, "test": 0.2}
+
+
+@given(TEXTS, st.data())
+def test_dividing_never_leaves_a_text_on_two_sides_and_measures_on_no_repeated_one(texts, data):
+    answers = [data.draw(st.sampled_from(ANSWERS)) for _ in texts]
+    examples = examples_of(texts, answers)
+    try:
+        parts = divide(examples, SHARES)
+    except DataError:
+        assert len(set(texts)) < len(texts)  # only repeated texts can make the shares impossible
+        return
+    assert sorted((e for part in parts.values() for e in part), key=lambda e: int(e.id)) == examples
+    sides = [{example.text for example in part} for part in parts.values()]
+    assert sum(map(len, sides)) == len(set.union(*sides))
+    measured = [example.text for split in ("dev", "test") for example in parts[split]]
+    assert all(texts.count(text) == 1 for text in measured)
+    for answer, total in Counter(answers).items():
+        assert [sum(e.answer == answer for e in parts[split]) for split in ("dev", "test")] == [round(0.2 * total)] * 2
+
+
+@given(st.integers(5, 60), st.randoms(use_true_random=False))
+def test_dividing_is_independent_of_the_order_of_the_rows_and_keeps_it(count, shuffler):
+    examples = examples_of([f"text {number}" for number in range(count)])
+    shuffled = list(examples)
+    shuffler.shuffle(shuffled)
+    parts, others = divide(examples, SHARES), divide(shuffled, SHARES)
+    assert {split: set(part) for split, part in parts.items()} == {split: set(part) for split, part in others.items()}
+    assert all(list(part) == [e for e in examples if e in part] for part in parts.values())
+
+
+def test_a_text_goes_where_its_sha256_says():
+    examples = examples_of([f"text {number}" for number in range(10)], ["yes"] * 10)
+    by_hash = sorted(examples, key=lambda example: hashlib.sha256(example.text.encode()).hexdigest())
+    parts = divide(examples, SHARES)
+    assert [set(parts["dev"]), set(parts["test"])] == [set(by_hash[:2]), set(by_hash[2:4])]
+
+
+def test_repeated_texts_that_leave_too_few_rows_are_counted():
+    with pytest.raises(DataError, match=r"dev and test take 4 rows of answer 'yes', but only 2 of its 10 rows have"):
+        divide(examples_of(["a"] * 8 + ["b", "c"], ["yes"] * 10), SHARES)
 
 
 def test_holding_out_everything_names_both_numbers():

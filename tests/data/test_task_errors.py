@@ -191,6 +191,54 @@ def test_a_revision_of_a_task_without_a_hub_set_is_refused():
     assert "revision is of a hub set, and task headlines has none" in message
 
 
+def test_a_set_that_is_on_no_hub_says_where_to_get_it_and_where_to_name_it(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    task = build_task(BuiltinTaskConfig(name="sinhala_news_rksk"))
+    message = refused(DataError, task.load, "si", "test")
+    assert "on no hub, so its test rows of language 'si' can't be fetched" in message
+    assert "rksk/sinhala-news-analysis on GitHub" in message
+    assert "`label<TAB>text` into english.tsv and sinhala.tsv" in message
+    assert "`task.data` in the recipe, or `--data`" in message
+    with pytest.raises(DataError):  # once is enough
+        task.validate()
+
+
+def test_too_few_rows_to_divide_name_the_file(tmp_path):
+    (tmp_path / "english.tsv").write_text("local\tsame\n" * 10)
+    message = refused(DataError, load, tmp_path, name="sinhala_news_rksk")
+    assert "english.tsv: dev and test take 4 rows of answer 'Local', but only 0 of its 10 rows" in message
+
+
+def test_train_data_that_is_not_there_or_holds_nothing_is_named(tmp_path):
+    def task(folder):
+        return build_task(BuiltinTaskConfig(name="xnli", data=str(tmp_path), train_data=str(folder)))
+
+    message = refused(DataError, task(tmp_path / "nowhere").load, "en", "train")
+    assert "No data at" in message
+    assert "`task.train_data`" in message
+    (tmp_path / "other").mkdir()
+    message = refused(DataError, task(tmp_path / "other").load, "en", "train")
+    assert "No train file of language 'en' in other" in message
+    assert "train.{ext}" in message
+
+
+def test_train_data_without_dev_says_how_to_go_on(tmp_path):
+    write_rows(tmp_path / "dev-en.jsonl", [nli(premise="x")])
+    write_rows(tmp_path / "more" / "train.jsonl", [nli()])
+    task = build_task(BuiltinTaskConfig(name="xnli", data=str(tmp_path), train_data=str(tmp_path / "more")))
+    message = refused(DataError, task.load_training, TaskRows(), seed=0)
+    assert "No dev file of language 'en' in more" in message
+    assert "set task.dev_rows" in message
+
+
+def test_train_data_that_is_all_evaluated_is_refused(tmp_path):
+    write_rows(tmp_path / "dev-en.jsonl", [nli()])
+    write_rows(tmp_path / "more" / "train.jsonl", [nli(), nli()])
+    task = build_task(BuiltinTaskConfig(name="xnli", data=str(tmp_path), train_data=str(tmp_path / "more")))
+    message = refused(DataError, task.load_training, TaskRows(dev_rows=1), seed=0)
+    assert "All training texts of task xnli in task.train_data also stand in its dev or test split" in message
+
+
 def test_render_takes_a_bare_text_only_where_the_prompt_has_one_field():
     assert TASKS["sib200"]().render("x") == "Sentence: x Topic: "
     message = refused(DataError, TASKS["xnli"]().render, "x")

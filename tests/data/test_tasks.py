@@ -31,6 +31,10 @@ def review(text, label):
     return {"id": f"id-{text}", "text": text, "label": label, "label_text": str(label)}
 
 
+def story(text, label):
+    return {"label": label, "text": text}
+
+
 def topic(text, label):
     return {"index_id": f"7{len(text)}", "category": label, "text": text}
 
@@ -42,6 +46,9 @@ HUB_FILES = [
     ("xnli", "zh/validation-00000-of-00001.parquet", nli, (1, 0), ("zh", "dev"), ("Neutral", "Entailment")),
     ("indicxnli", "forward/test/xnli_ta.json", nli, (0, 2), ("ta", "test"), ("Entailment", "Contradiction")),
     ("indicxnli", "forward/dev/xnli_or.json", nli, (0, 1), ("or", "dev"), ("Entailment", "Neutral")),
+    ("xnli", "en/train/0000.parquet", nli, (2, 1), ("en", "train"), ("Contradiction", "Neutral")),
+    ("indicxnli", "forward/train/xnli_ta.json", nli, (2, 0), ("ta", "train"), ("Contradiction", "Entailment")),
+    ("indicxnli", "ml/train/0000.parquet", nli, (2, 0), ("ml", "train"), ("Contradiction", "Entailment")),
     ("indicxnli", "ml/validation/0000.parquet", nli, (0, 1), ("ml", "dev"), ("Entailment", "Neutral")),
     ("indicxnli", "ml/indicxnli-test.parquet", nli, (0, 1), ("ml", "test"), ("Entailment", "Neutral")),
     *(
@@ -58,6 +65,9 @@ HUB_FILES = [
     ),
     ("amazon_reviews", "ja/test.jsonl", review, (0, 4), ("ja", "test"), ("Very Negative", "Very Positive")),
     ("amazon_reviews", "en/train.jsonl", review, (2, 3), ("en", "train"), ("Neutral", "Positive")),
+    ("amazon_reviews", "zh/validation.jsonl", review, (0, 3), ("zh", "dev"), ("Very Negative", "Positive")),
+    ("amazon_reviews", "en/train/0000.parquet", review, (4, 2), ("en", "train"), ("Very Positive", "Neutral")),
+    ("amazon_reviews", "de/validation/0000.parquet", review, (0, 4), ("de", "dev"), ("Very Negative", "Very Positive")),
     ("amazon_reviews", "en/test/0000.parquet", review, (1, 3), ("en", "test"), ("Negative", "Positive")),
     (
         "sib200",
@@ -81,6 +91,7 @@ TEXTS = {
     "xnli": "Premise: a one. Hypothesis: a two. Label: ",
     "indicxnli": "Premise: a one. Hypothesis: a two. Label: ",
     "sinhala_news": "News Sentence: a Category: ",
+    "sinhala_news_rksk": "News Sentence: a Category: ",
     "amazon_reviews": "Review: a Label: ",
     "sib200": "Sentence: a Topic: ",
     "headlines": "News Sentence: a Category: ",
@@ -128,6 +139,7 @@ MAKERS = {
     "xnli": (nli, "0"),
     "indicxnli": (nli, "1"),
     "sinhala_news": (news, "sports"),
+    "sinhala_news_rksk": (story, "sports"),
     "amazon_reviews": (review, "4"),
     "sib200": (topic, "geography"),
     "headlines": (lambda text, label: {"id": text, "category": label, "text": text}, "Science"),
@@ -215,6 +227,46 @@ def test_english_training_rows_of_indicxnli_are_those_of_xnli(tmp_path, monkeypa
     assert "en" not in task.languages
     with pytest.raises(ConfigError, match="no test rows of language 'en'"):
         task.load("en", "test")
+
+
+def test_the_parquet_branch_of_indicxnli_goes_with_xnlis_own_revision(tmp_path, monkeypatch):
+    write_rows(tmp_path / "ta" / "test" / "0000.parquet", [nli("a", 0)])
+    write_rows(tmp_path / "en" / "train-00000-of-00001.parquet", [nli("b", 1)])
+    asked = {}
+
+    def snapshot_download(name, *, revision, **_):
+        asked[name] = revision
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    task = build_task(BuiltinTaskConfig(name="indicxnli", revision="refs/convert/parquet"))
+    assert [len(task.load("ta", "test")), len(task.load("en", "train"))] == [1, 1]
+    assert asked.pop("Divyanshu/indicxnli") == "refs/convert/parquet"
+    assert asked == {"facebook/xnli": TASKS["xnli"]().source.revision}
+
+
+def test_a_local_indicxnli_takes_english_from_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    write_rows(tmp_path / "forward" / "test" / "xnli_ta.json", [nli("a", 0)])
+    (tmp_path / "en").mkdir()
+    (tmp_path / "en" / "train.tsv").write_text("p\th\tneutral\tsource\np2\th2\tcontradiction\tsource\n")
+    write_rows(tmp_path / "en" / "validation" / "0000.parquet", [nli("b", 1)])
+    train, dev = build_task(BuiltinTaskConfig(name="indicxnli", data=str(tmp_path))).load_training(TaskRows(), seed=0)
+    assert [example.answer for example in train.examples] == ["Neutral", "Contradiction"]
+    assert [example.text for example in dev.examples] == ["Premise: b one. Hypothesis: b two. Label: "]
+
+
+def test_amazon_reviews_in_the_hubs_parquet_schema_train_balanced(tmp_path):
+    rows = [review(f"r{number}", number % 5) for number in range(50)] + [
+        review(f"more{number}", 4) for number in range(9)
+    ]
+    write_rows(tmp_path / "en" / "train" / "0000.parquet", rows[:30])
+    write_rows(tmp_path / "en" / "train" / "0001.parquet", rows[30:])
+    write_rows(tmp_path / "en" / "validation" / "0000.parquet", [review("r0", 0), review("dev", 3)])
+    task = build_task(BuiltinTaskConfig(name="amazon_reviews", data=str(tmp_path)))
+    train, dev = task.load_training(TaskRows(balance_classes=True), seed=0)
+    assert Counter(example.answer for example in train.examples) == dict.fromkeys(task.answers, 9)  # r0 is in dev
+    assert [example.id for example in dev.examples] == ["id-r0", "id-dev"]
 
 
 def test_one_file_counts_for_what_its_name_says_only(tmp_path):

@@ -17,6 +17,12 @@ CREATED = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 SHA = {name: name.ljust(64, "0") for name in "abcdef"}
 
 
+class FakeFusion:
+    """One that has no layer weights to show."""
+
+    mixes = False
+
+
 @dataclass
 class FakeBridge:
     """Finds its answer in the text: `... says X` scores X best and generates it."""
@@ -27,6 +33,7 @@ class FakeBridge:
     fail_on: str | None = None
     batches: list[list[str]] = field(default_factory=list)
     source_limits: set[int] = field(default_factory=set)
+    fusion: FakeFusion = field(default_factory=FakeFusion)
 
     @property
     def bases(self) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 
 from layerbridge.config import BridgeConfig, EncoderConfig, LLMConfig, LoraConfig, ProjectorConfig, PromptConfig
 from layerbridge.errors import ConfigError, DataError
-from layerbridge.model import bridge as bridge_module
+from layerbridge.model import scoring
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.generation import _possible_stop, cut_at_stop
 from layerbridge.model.splice import splice
@@ -181,7 +181,7 @@ def test_per_row_prompts_override_the_configured_one(tiny_models):
 def test_many_answers_are_scored_in_several_passes_with_the_same_result(tiny_models, monkeypatch):
     bridge = make(tiny_models)
     whole = bridge.score(TEXTS, ANSWERS)
-    monkeypatch.setattr(bridge_module, "MAX_SCORED_LOGITS", 1)
+    monkeypatch.setattr(scoring, "MAX_SCORED_LOGITS", 1)
     torch.testing.assert_close(bridge.score(TEXTS, ANSWERS), whole, atol=1e-5, rtol=1e-5)
 
 

@@ -11,6 +11,8 @@ import textwrap
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from layerbridge.config import Recipe, TrainingConfig, build_config
@@ -20,7 +22,7 @@ from layerbridge.model.checkpoint import load_bridge
 from layerbridge.training import train as train_module
 from layerbridge.training.run import open_run
 from layerbridge.training.train import train
-from layerbridge.training.trainer import BridgeTrainer, collator, last_complete_checkpoint, num_steps
+from layerbridge.training.trainer import BridgeTrainer, LengthGroups, collator, last_complete_checkpoint, num_steps
 from tests import tiny
 
 ANSWERS = ("positive", "negative")
@@ -163,6 +165,7 @@ def run_until_killed(recipe_file, folder, kill_at):
     [
         ({"select": "last"}, {}),
         ({"select": "best", "micro_batch_size": 4}, {"lora": {"rank": 2}}),
+        ({"select": "last", "group_by_length": True, "fusion_learning_rate": 1e-4}, {}),
     ],
 )
 def test_forty_steps_equal_twenty_a_hard_kill_and_twenty_resumed(tiny_models, rows, tmp_path, options, encoder):
@@ -186,6 +189,52 @@ def test_forty_steps_equal_twenty_a_hard_kill_and_twenty_resumed(tiny_models, ro
     }
     looks = {name: [(r["step"], r["eval_loss"]) for r in rows if "eval_loss" in r] for name, rows in metrics.items()}
     assert looks["straight"] == looks["killed"]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=500),
+    batch_size=st.integers(1, 40),
+    seed=st.integers(0, 9),
+)
+def test_length_groups_give_every_row_once_an_epoch_and_only_the_last_batch_is_short(lengths, batch_size, seed):
+    sampler = LengthGroups(lengths, batch_size=batch_size, seed=seed)
+    first = list(sampler)
+    assert sorted(first) == list(range(len(lengths)))
+    assert first == list(sampler)
+    sampler.set_epoch(1)
+    assert sorted(sampler) == list(range(len(lengths)))
+
+
+def test_length_groups_leave_little_padding_and_another_order_each_epoch():
+    lengths = [1 + (i * 37) % 100 for i in range(1000)]
+    sampler = LengthGroups(lengths, batch_size=20, seed=0)
+    orders = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        batches = [[lengths[row] for row in orders[-1][i : i + 20]] for i in range(0, 1000, 20)]
+        assert sum(20 * max(batch) for batch in batches) < 1.1 * sum(lengths)
+        assert [max(batch) for batch in batches] != sorted((max(batch) for batch in batches), reverse=True)
+    assert orders[0] != orders[1]
+
+
+def test_the_fusion_can_have_a_learning_rate_of_its_own(tiny_models, rows, tmp_path):
+    """One Adam step moves a parameter by its learning rate: with warm-up off, each part by its own."""
+    config = recipe(
+        tiny_models,
+        rows,
+        max_steps=1,
+        eval_every=1,
+        warmup_fraction=0.0,
+        schedule="constant",
+        fusion_learning_rate=1e-5,
+        select="last",
+    )
+    before = Bridge.build(config.bridge, seed=0).trained_state()
+    after = train(config, tmp_path / "run", progress=False).trained_state()
+    moved = {name: (after[name] - before[name]).abs().max().item() for name in before}
+    assert max(value for name, value in moved.items() if name.startswith("fusion.")) == pytest.approx(1e-5, rel=0.1)
+    assert moved["boundary"] == pytest.approx(3e-3, rel=0.1)
 
 
 def test_a_checkpoint_cut_off_by_a_kill_is_not_resumed_from(tiny_models, rows, tmp_path):

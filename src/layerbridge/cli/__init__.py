@@ -8,7 +8,10 @@ from layerbridge.cli.compare import compare
 from layerbridge.cli.demo import demo
 from layerbridge.cli.evaluate import evaluate
 from layerbridge.cli.generate import generate
+from layerbridge.cli.harness import harness
 from layerbridge.cli.inspect import inspect
+from layerbridge.cli.report import report
+from layerbridge.cli.reproduce import reproduce
 from layerbridge.cli.tasks import tasks
 from layerbridge.cli.train import train
 from layerbridge.errors import LayerbridgeError
@@ -21,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, train, evaluate, compare, generate, inspect):
+for command in (demo, train, evaluate, compare, generate, inspect, harness, report, reproduce):
     app.command()(command)
 app.add_typer(tasks, name="tasks")
 

@@ -1,5 +1,6 @@
 """`layerbridge inspect`: which encoder layers each token draws on."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,12 @@ def inspect(
     run: Annotated[str, typer.Argument(help="Run folder, checkpoint folder or hub name.", show_default=False)],
     text: Annotated[str, typer.Argument(help="A text in any language.", show_default=False)],
     raw: Annotated[bool, typer.Option(help="Without the task's prompt around it.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the text, coloured by layer, as one HTML file.", show_default=False)
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Of the text, such as si; for --html.", show_default=False)
+    ] = None,
     encoder: EncoderPlace = None,
     llm: LLMPlace = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -26,10 +33,27 @@ def inspect(
     from rich.table import Table
     from rich.text import Text
 
+    from layerbridge.errors import ConfigError
+    from layerbridge.languages import language as find_language
     from layerbridge.model.checkpoint import load_bridge
 
+    if language is not None and html is None:
+        raise ConfigError(f"--language {language} says how to draw the text in HTML; give --html FILE as well.")
+    code = find_language(language).code if language else ""
     bridge = load_bridge(run, encoder=encoder, llm=llm, trust_remote_code=trust_remote_code)
-    tokens, weights_SL, numbers = bridge.layer_weights(text if raw else bridge.render(text))
+    read = text if raw else bridge.render(text)
+    tokens, weights_SL, numbers = bridge.layer_weights(read)
+    if html is not None:
+        from layerbridge.analysis import TokenWeights
+        from layerbridge.atomic import replace_text
+        from layerbridge.reporting.page import render_text
+
+        sentence = TokenWeights(
+            language=code, text=read, tokens=tuple(tokens), weights=tuple(map(tuple, weights_SL.tolist()))
+        )
+        replace_text(html, render_text(sentence, numbers, run=Path(run).name, about=bridge.config.fusion.name))
+        typer.echo(html)
+        return
     table = Table("token", *(f"layer {n}" if i == 0 else str(n) for i, n in enumerate(numbers)), pad_edge=False)
     for token, row in zip(tokens, weights_SL.tolist(), strict=True):
         table.add_row(token, *(_cell(weight, Text) for weight in row))

@@ -47,17 +47,19 @@ def show_task(
     Example: `layerbridge tasks show sib200 --data ~/sib200`
     """
     from layerbridge.config import BuiltinTaskConfig
-    from layerbridge.data.tasks import build_task
+    from layerbridge.data.tasks import TASKS, build_task
+    from layerbridge.data.tasks.source import NoSource
     from layerbridge.languages import describe
 
     task = build_task(BuiltinTaskConfig(name=name, data=data))
+    is_ours = not isinstance(TASKS[task.name]().source, NoSource)
     facts = {
         "task": task.name,
         "title": task.title,
         "version": str(task.version),
         "citation": task.citation,
         "licence": task.licence,
-        "hub set": task.hub or "none: the data is in the package",
+        "hub set": task.hub or f"none: {'the data is in the package' if is_ours else 'name a folder with --data'}",
         "prompt": repr(task.encoder_prompt),
         "columns": ", ".join((*task.fields, task.label_column)),
         "answers": _answers(task),

@@ -1,4 +1,4 @@
-"""Which training rows are used: dev rows set aside, classes balanced, rows limited.
+"""Which rows are used: one file divided into splits, dev rows set aside, classes balanced, rows limited.
 
 It is deterministic from a seed. A row's turn comes from a hash of the seed and the row itself, so a
 choice depends neither on the order of the rows nor on a random generator's state, and a further row leaves most
@@ -6,7 +6,8 @@ of it as it was.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from layerbridge.data.example import Example
 from layerbridge.errors import ConfigError, DataError
@@ -43,6 +44,36 @@ def hold_out(
         )
     rest = tuple(example for example in examples if example.text not in held_texts)
     return rest, tuple(example for example in examples if example.text in held_texts)
+
+
+def divide(examples: Sequence[Example], shares: Mapping[str, float]) -> dict[str, tuple[Example, ...]]:
+    """Divide the rows of one file into splits, every answer by the same shares, in their old order.
+
+    A row's place follows from the sha256 of its text. A text that stands there more than once is kept out of all
+    splits but the first: it would be on two sides, and often it has several answers.
+
+    Args:
+        examples: all rows.
+        shares: split -> share of each answer's rows, 0 to 1; the first split takes what the others leave.
+
+    Raises:
+        DataError: an answer has too few texts that stand there once.
+    """
+    counts = Counter(example.text for example in examples)
+    split_of: dict[str, str] = {}
+    first, *others = shares
+    for answer, total in Counter(example.answer for example in examples).items():
+        texts = [e.text for e in examples if e.answer == answer and counts[e.text] == 1]
+        texts.sort(key=lambda text: hashlib.sha256(text.encode()).digest())
+        wanted = {split: round(shares[split] * total) for split in others}
+        if sum(wanted.values()) > len(texts):
+            raise DataError(
+                f"{' and '.join(others)} take {sum(wanted.values())} rows of answer {answer!r}, but only {len(texts)} "
+                f"of its {total} rows have a text that no other row has. Drop repeated texts, or add rows."
+            )
+        places = (split for split in others for _ in range(wanted[split]))
+        split_of.update(zip(texts, places, strict=False))
+    return {split: tuple(e for e in examples if split_of.get(e.text, first) == split) for split in shares}
 
 
 def without_texts(examples: Sequence[Example], texts: set[str]) -> tuple[Example, ...]:

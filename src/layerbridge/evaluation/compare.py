@@ -76,14 +76,14 @@ def comparison(results: Iterable[Results], method: Method | None = None) -> Comp
         ConfigError: nothing to compare, or results without `method`.
         DataError: different tasks, versions, splits, limits or data; the message says which run has which.
     """
-    checkpoints = _checkpoints(results)
+    checkpoints = distinct_checkpoints(results)
     given = [same[0] for same in checkpoints]
     if not given:
         raise ConfigError("There are no results to compare. Give at least one run.")
-    _check_comparable(given)
+    check_comparable(given)
     method = _choose_method(given, method)
-    groups = _group_seeds(given)
-    seen = _seen_by_any(given)
+    groups = group_seeds(given)
+    seen = seen_by_any(given)
     codes = {code for result in given for code in result.languages}
     ordered = sorted(codes, key=lambda code: (code not in (seen or ()), code))
     rows = [_language_row(code, groups, method, seen) for code in ordered]
@@ -98,13 +98,13 @@ def comparison(results: Iterable[Results], method: Method | None = None) -> Comp
     return Comparison(
         title=f"{first.task} (version {first.task_version}), {first.split}{limit}: accuracy % by {method}",
         method=method,
-        columns=_columns(groups),
+        columns=columns_of(groups),
         rows=tuple(rows),
-        notes=tuple(dict.fromkeys((*_notes(given, common, codes), *_notes_on_seeds(checkpoints, groups)))),
+        notes=tuple(dict.fromkeys((*notes_on_runs(given, common, codes), *notes_on_seeds(checkpoints, groups)))),
     )
 
 
-def _checkpoints(results: Iterable[Results]) -> list[list[Results]]:
+def distinct_checkpoints(results: Iterable[Results]) -> list[list[Results]]:
     """Put together what was given twice: one evaluation of one checkpoint; newest first."""
     found: dict[str, list[Results]] = {}
     for result in results:
@@ -116,7 +116,8 @@ def _checkpoints(results: Iterable[Results]) -> list[list[Results]]:
     return [sorted(same, key=lambda result: result.created, reverse=True) for same in found.values()]
 
 
-def _check_comparable(results: Sequence[Results]) -> None:
+def check_comparable(results: Sequence[Results]) -> None:
+    """Raise a DataError, saying which run has which, unless task, version, split, limit and data are one."""
     for name in ("task", "task_version", "split", "limit"):
         _check_same(name.replace("_", " "), [(r.provenance.run, getattr(r.provenance, name)) for r in results])
     for code in sorted({code for result in results for code in result.languages}):
@@ -152,12 +153,13 @@ def _choose_method(results: Sequence[Results], method: Method | None) -> Method:
     return method
 
 
-def _seen_by_any(results: Sequence[Results]) -> set[str] | None:
+def seen_by_any(results: Sequence[Results]) -> set[str] | None:
+    """Return the languages that any of the runs has seen in training; None: unknown of all."""
     known = [result.provenance.languages_seen for result in results if result.provenance.languages_seen is not None]
     return {code for codes in known for code in codes} if known else None
 
 
-def _group_seeds(results: Sequence[Results]) -> list[list[Results]]:
+def group_seeds(results: Sequence[Results]) -> list[list[Results]]:
     """Group runs that differ in seed and checkpoint alone; a checkpoint of unknown set-up stands alone."""
     groups: dict[str, list[Results]] = {}
     for number, result in enumerate(results):
@@ -177,7 +179,8 @@ def _group_seeds(results: Sequence[Results]) -> list[list[Results]]:
     return list(groups.values())
 
 
-def _columns(groups: Sequence[Sequence[Results]]) -> tuple[Column, ...]:
+def columns_of(groups: Sequence[Sequence[Results]]) -> tuple[Column, ...]:
+    """Return name, number of seeds and runs of each group; names are unique."""
     names = [_group_name([result.provenance.run for result in group]) for group in groups]
     columns = []
     for number, (name, group) in enumerate(zip(names, groups, strict=True), start=1):
@@ -238,7 +241,8 @@ def _average_row(name: str, codes: Sequence[str], groups: Sequence[Sequence[Resu
     )
 
 
-def _notes(results: Sequence[Results], common: Sequence[str], codes: set[str]) -> Iterable[str]:
+def notes_on_runs(results: Sequence[Results], common: Sequence[str], codes: set[str]) -> Iterable[str]:
+    """Yield what a reader must know of runs in one table: languages left out, limits, texts cut."""
     if len(common) < len(codes):
         found = ", ".join(common) or "none, so there are none"
         yield f"Averages are over the languages that all runs have: {found}."
@@ -249,15 +253,18 @@ def _notes(results: Sequence[Results], common: Sequence[str], codes: set[str]) -
     if len(limits) > 1:
         found = ", ".join(f"{r.provenance.max_source_tokens} in {r.provenance.run}" for r in results)
         yield f"Encoder tokens read per text differ: {found}."
+    runs_by_cut: dict[tuple[int, str], list[str]] = {}
     for result in results:
         cut = {code: score.truncated for code, score in sorted(result.languages.items()) if score.truncated}
         if cut:
             found = ", ".join(f"{code} {num}" for code, num in cut.items())
-            origin = result.provenance
-            yield f"{origin.run}: texts cut at {origin.max_source_tokens} tokens: {found}."
+            runs_by_cut.setdefault((result.provenance.max_source_tokens, found), []).append(result.provenance.run)
+    for (limit, found), runs in runs_by_cut.items():
+        yield f"{', '.join(runs)}: texts cut at {limit} tokens: {found}."
 
 
-def _notes_on_seeds(checkpoints: Sequence[Sequence[Results]], groups: Sequence[Sequence[Results]]) -> Iterable[str]:
+def notes_on_seeds(checkpoints: Sequence[Sequence[Results]], groups: Sequence[Sequence[Results]]) -> Iterable[str]:
+    """Yield which checkpoints were given twice, and which groups hold a seed twice."""
     for same in checkpoints:
         runs = sorted({result.provenance.run for result in same})
         if len(runs) > 1:

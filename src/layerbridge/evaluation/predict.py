@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from layerbridge.analysis import WEIGHTS_FILE
 from layerbridge.config import EvaluationConfig, TaskConfig
+from layerbridge.data.sentences import example_sentences
 from layerbridge.errors import ConfigError, DataError
 from layerbridge.evaluation.predictions import (
     Prediction,
@@ -23,6 +25,7 @@ from layerbridge.evaluation.predictions import (
 )
 from layerbridge.evaluation.run_folder import Run, find_run, language_code
 from layerbridge.evaluation.score import pick_answer, rescore
+from layerbridge.evaluation.weights import keep_weights, measure_weights
 from layerbridge.results import (
     BaseModelOrigin,
     Method,
@@ -54,7 +57,8 @@ def predict(
     for the memory fails at once.
 
     Args:
-        bridge: Any object with the bridge's `score`, `generate` and `count_source_tokens`.
+        bridge: Any object with the bridge's `score`, `generate`, `count_source_tokens` and `source_limit`. Where it has
+            `answer` too and both methods are wanted, that is called instead.
         task: Whose answers are scored; free-text tasks (no answers) are only generated.
         language: Of the split; goes into the rows.
         split: Examples with gold answers.
@@ -74,13 +78,14 @@ def predict(
                 f"is none of {', '.join(task.answers)}."
             )
     lengths = bridge.count_source_tokens([example.text for example in examples]) if examples else []
+    cut_before = getattr(bridge, "cut_texts", ())  # of a reader that translates: cut on the way to the LLM
+    limit = bridge.source_limit(config.max_source_tokens)
     order = sorted(range(len(examples)), key=lambda index: -lengths[index])
     found: dict[int, Prediction] = {}
     for start in range(0, len(order), config.batch_size):
         batch = order[start : start + config.batch_size]
         texts = [examples[index].text for index in batch]
-        log_probs = _score(bridge, task, texts, config) if "score" in methods else [None] * len(batch)
-        generated = _generate(bridge, texts, config) if "generate" in methods else [None] * len(batch)
+        log_probs, generated = _ask(bridge, task, texts, methods, config)
         for index, row_log_probs, text in zip(batch, log_probs, generated, strict=True):
             found[index] = Prediction(
                 id=examples[index].id,
@@ -90,7 +95,7 @@ def predict(
                 log_probs=row_log_probs,
                 generated=text,
                 source_tokens=lengths[index],
-                truncated=lengths[index] > bridge.source_limit(config.max_source_tokens),
+                truncated=lengths[index] > limit or examples[index].text in cut_before,
             )
         if on_batch is not None:
             on_batch(len(batch))
@@ -98,19 +103,27 @@ def predict(
         yield found[index]
 
 
-def _score(
-    bridge: Bridge, task: Task, texts: list[str], config: EvaluationConfig
-) -> list[dict[str, float | None] | None]:
-    assert task.answers is not None
-    log_probs_BN = bridge.score(texts, list(task.answers), max_source_tokens=config.max_source_tokens).tolist()
+def _ask(
+    bridge: Bridge, task: Task, texts: list[str], methods: tuple[Method, ...], config: EvaluationConfig
+) -> tuple[list[dict[str, float | None] | None], list[str | None]]:
+    """Return log-probabilities and greedy texts, None where not asked for; both from one pass where that is offered."""
+    limit, longest = config.max_source_tokens, config.max_new_tokens
+    answers = list(task.answers or ())
+    log_probs: list[dict[str, float | None] | None] = [None] * len(texts)
+    generated: list[str | None] = [None] * len(texts)
+    if len(methods) == 2 and hasattr(bridge, "answer"):
+        log_probs_BN, written = bridge.answer(texts, answers, max_new_tokens=longest, max_source_tokens=limit)
+        return _by_answer(answers, log_probs_BN.tolist()), list(written)
+    if "score" in methods:
+        log_probs = _by_answer(answers, bridge.score(texts, answers, max_source_tokens=limit).tolist())
+    if "generate" in methods:
+        generated = list(bridge.generate(texts, max_new_tokens=longest, max_source_tokens=limit))
+    return log_probs, generated
+
+
+def _by_answer(answers: list[str], log_probs_BN: list[list[float]]) -> list[dict[str, float | None] | None]:
     finite = [[value if math.isfinite(value) else None for value in row] for row in log_probs_BN]
-    return [dict(zip(task.answers, row, strict=True)) for row in finite]
-
-
-def _generate(bridge: Bridge, texts: list[str], config: EvaluationConfig) -> list[str | None]:
-    return list(
-        bridge.generate(texts, max_new_tokens=config.max_new_tokens, max_source_tokens=config.max_source_tokens)
-    )
+    return [dict(zip(answers, row, strict=True)) for row in finite]
 
 
 def task_methods(task: Task, config: EvaluationConfig) -> tuple[Method, ...]:
@@ -159,9 +172,34 @@ def evaluate_run(
     task_methods(task, config)
     splits = load_splits(task, config)
     bridge = _load_bridge(run.checkpoint, **load_options)
-    provenance = describe_evaluation(run, bridge, task, config)
     folder = run.evaluation_folder(task_config.name, config) if out is None else Path(out)
+    return evaluate_bridge(bridge, run, task, splits, config, folder, progress=progress)
+
+
+def evaluate_bridge(
+    bridge: Bridge,
+    run: Run,
+    task: Task,
+    splits: Mapping[str, Split],
+    config: EvaluationConfig,
+    folder: Path,
+    *,
+    progress: bool = False,
+) -> Results:
+    """Evaluate a run's bridge that is loaded already; see `evaluate_run`."""
+    provenance = describe_evaluation(run, bridge, task, config)
     predict_languages(bridge, task, splits, config, provenance, folder, progress=progress)
+    if bridge.fusion.mixes:
+        weights = measure_weights(
+            bridge,
+            splits,
+            config,
+            run=run.name,
+            seed=run.seed,
+            task=task.name,
+            sentences=example_sentences(splits),
+        )
+        keep_weights(weights, folder / WEIGHTS_FILE)
     return rescore(folder, provenance=provenance)
 
 
@@ -242,7 +280,7 @@ def describe_evaluation(run: Run, bridge: Bridge, task: Task, config: Evaluation
         checkpoint_sha256=bridge.fingerprint(),
         config_sha256=config_sha256(bridge.config),
         setup_sha256=None if run.recipe is None else setup_sha256(run.recipe),
-        bases={side: _base_origin(base) for side, base in bridge.bases.items()},
+        bases={side: base_origin(base) for side, base in bridge.bases.items()},
         languages_seen=_languages_seen(run, bridge),
         versions=Versions(**{package: version(package) for package in ("layerbridge", "torch", "transformers")}),
     )
@@ -255,7 +293,7 @@ def _languages_seen(run: Run, bridge: Bridge) -> tuple[str, ...] | None:
     return run.languages_seen
 
 
-def _base_origin(base: Mapping[str, Any]) -> BaseModelOrigin:
+def base_origin(base: Mapping[str, Any]) -> BaseModelOrigin:
     """Keep only the last part of a local folder's path: where it lies here says nothing of the model."""
     name = base["name"]
     if Path(name).is_absolute():

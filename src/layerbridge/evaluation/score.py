@@ -51,12 +51,10 @@ def score_language(
     correct: Counter[Method] = Counter()
     unreadable: Counter[Method] = Counter()
     for line, row in enumerate(predictions, start=2):
-        _check_gold(row, header, f"{where}, line {line}")
-        gold = row.answer.strip() if header.answers is None else row.answer
         for method in header.provenance.methods:
-            found = _answer(row, method, header, f"{where}, line {line}")
-            correct[method] += found == gold
-            unreadable[method] += found is None
+            outcome = judge(row, method, header, where=f"{where}, line {line}")
+            correct[method] += outcome is True
+            unreadable[method] += outcome is None
     counts = Counter(row.answer for row in predictions)
     majority = min(counts, key=lambda answer: (-counts[answer], answer))
     return LanguageScore(
@@ -68,6 +66,18 @@ def score_language(
         data_source=header.data_source,
         data_sha256=header.data_sha256,
     )
+
+
+def judge(row: Prediction, method: Method, header: PredictionsHeader, *, where: str) -> bool | None:
+    """Return whether a row was answered right by a method; None: its answer cannot be read, which counts as wrong.
+
+    Raises:
+        DataError: a gold answer that is none of the task's, or a row that lacks what the method needs.
+    """
+    _check_gold(row, header, where)
+    found = _answer(row, method, header, where)
+    gold = row.answer.strip() if header.answers is None else row.answer
+    return None if found is None else found == gold
 
 
 def _check_gold(row: Prediction, header: PredictionsHeader, where: str) -> None:

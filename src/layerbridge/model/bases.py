@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForTextEncoding,
     AutoTokenizer,
     GenerationConfig,
@@ -28,7 +29,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from layerbridge.config import EMBEDDED, EncoderConfig, LLMConfig, LoraConfig
+from layerbridge.config import EMBEDDED, EncoderConfig, LLMConfig, LoraConfig, TranslatorConfig
 from layerbridge.errors import ConfigError, ModelError, unknown_name
 from layerbridge.model.fingerprint import model_fingerprint, tokenizer_fingerprint
 
@@ -105,6 +106,18 @@ def load_llm_base(config: LLMConfig, device: torch.device) -> Base:
     return base
 
 
+def load_translator_base(config: TranslatorConfig, device: torch.device) -> Base:
+    """Load a sequence-to-sequence translation model, frozen.
+
+    Raises:
+        ModelError: cannot be loaded, or is no sequence-to-sequence model.
+    """
+    hub = _hub_arguments(config)
+    arguments = {"dtype": getattr(torch, config.dtype), **hub}
+    model = _pretrained("translator", config.name, AutoModelForSeq2SeqLM, config.name, arguments)
+    return _base(model.to(device), config.name, config, hub, "translator")
+
+
 def add_lora(model: nn.Module, config: LoraConfig, base_name: str) -> None:
     """Put trainable low-rank adapters into a frozen model, in place."""
     try:
@@ -127,7 +140,9 @@ def add_lora(model: nn.Module, config: LoraConfig, base_name: str) -> None:
             parameter.data = parameter.data.float()
 
 
-def _base(model: Any, path: str, config: EncoderConfig | LLMConfig, hub: dict[str, Any], role: str) -> Base:
+def _base(
+    model: Any, path: str, config: EncoderConfig | LLMConfig | TranslatorConfig, hub: dict[str, Any], role: str
+) -> Base:
     model.requires_grad_(False)
     model.eval()
     tokenizer = _loaded(f"tokenizer of {role}", config.name, lambda: AutoTokenizer.from_pretrained(path, **hub))
@@ -210,7 +225,7 @@ def _locate(name: str, role: str) -> str:
     return name
 
 
-def _hub_arguments(config: EncoderConfig | LLMConfig) -> dict[str, Any]:
+def _hub_arguments(config: EncoderConfig | LLMConfig | TranslatorConfig) -> dict[str, Any]:
     local = config.name == EMBEDDED or Path(config.name).is_dir()
     arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if config.revision is not None and not local:

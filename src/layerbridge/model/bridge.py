@@ -1,14 +1,12 @@
 """The bridge: frozen encoder -> fusion -> projector -> soft tokens -> frozen LLM.
 
-Shapes: B batch, N answers, L encoder layers, S source tokens, T LLM positions, A answer tokens, D LLM width, V LLM
-vocabulary.
+Shapes: B batch, L encoder layers, S source tokens, T LLM positions, A answer tokens, D LLM width, V LLM vocabulary.
 
 The LLM reads `[bos | soft tokens | boundary | text prompt | answer]` (arXiv 2508.09091; bos only where the LLM's
 tokenizer has one). What trains is fusion, projector and boundary, plus adapters or biases that the config adds; that,
 and nothing else, is what a checkpoint holds.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
@@ -20,22 +18,20 @@ from transformers import PreTrainedModel
 
 from layerbridge.config import BridgeConfig
 from layerbridge.errors import DataError
-from layerbridge.model.bases import add_lora, default_device, load_encoder_base, load_llm_base
+from layerbridge.model.bases import Base, add_lora, default_device, load_encoder_base, load_llm_base
 from layerbridge.model.encoder import FrozenEncoder
 from layerbridge.model.features import FeatureStore
 from layerbridge.model.fingerprint import tensors_fingerprint
 from layerbridge.model.fusion import Fused, build_fusion
-from layerbridge.model.generation import GenerationMixin
-from layerbridge.model.processor import BridgeInputs, BridgeProcessor, pad_right
+from layerbridge.model.generation import GenerationMixin, check_length
+from layerbridge.model.processor import BridgeInputs, BridgeProcessor
 from layerbridge.model.projector import build_projector, embedding_rms
+from layerbridge.model.scoring import ScoringMixin
 from layerbridge.model.splice import IGNORED, Piece, Spliced, splice
 from layerbridge.prompt import render_prompt
 
-MAX_SCORED_LOGITS = 2**27
-"""Logits (texts x answers x tokens x vocabulary) of one scoring pass; more answers take more passes."""
 
-
-class Bridge(GenerationMixin, nn.Module):
+class Bridge(ScoringMixin, GenerationMixin, nn.Module):
     """Two frozen models and what is trained between them. Build with `Bridge.build`, load with `load_bridge`."""
 
     def __init__(
@@ -56,11 +52,14 @@ class Bridge(GenerationMixin, nn.Module):
         embedding = cast(nn.Embedding, llm.get_input_embeddings())
         vocabulary, width = embedding.weight.shape
         self.fusion = build_fusion(config.fusion, layer_numbers=encoder.layer_numbers, width=encoder.width)
-        rms = embedding_rms(embedding, vocabulary, embedding.weight.device) if config.projector.match_rms else 1.0
+        needs_rms = config.projector.match_rms or config.boundary == "random"
+        rms = embedding_rms(embedding, vocabulary, embedding.weight.device) if needs_rms else 1.0
         self.projector = build_projector(
             config.projector, encoder_width=encoder.width, llm_width=width, embedding_rms=rms
         )
-        self.boundary = nn.Parameter(torch.zeros(width))
+        # Drawn after fusion and projector, so that these start alike however the boundary does.
+        start_D = torch.randn(width) * rms if config.boundary == "random" else torch.zeros(width)
+        self.boundary = nn.Parameter(start_D)
         for part in (self.fusion, self.projector):
             part.to(embedding.weight.device)
         self.boundary.data = self.boundary.data.to(embedding.weight.device)
@@ -70,21 +69,30 @@ class Bridge(GenerationMixin, nn.Module):
         """What it was trained on (task, version, encoder prompt, answers, languages), once it was."""
 
     @classmethod
-    def build(cls, config: BridgeConfig, *, device: str | torch.device | None = None, seed: int | None = None) -> Self:
+    def build(
+        cls,
+        config: BridgeConfig,
+        *,
+        device: str | torch.device | None = None,
+        seed: int | None = None,
+        like: "Bridge | None" = None,
+    ) -> Self:
         """Load both base models and put an untrained bridge between them.
 
         Args:
             config: encoder, LLM, fusion, projector and prompt.
             device: for everything; by default the first GPU if there is one, else the CPU.
             seed: of the bridge's initial weights; by default torch's global state is used.
+            like: an earlier bridge on the same device, whose frozen bases are taken where they are the same.
 
         Raises:
             ModelError: a base that cannot be loaded or bridged.
             ConfigError: an option that does not fit the bases.
         """
         device = torch.device(device) if device is not None else default_device()
-        encoder_base = load_encoder_base(config.encoder, device)
-        llm_base = load_llm_base(config.llm, device)
+        shared = {} if like is None else like._frozen_bases(config)
+        encoder_base = shared.get("encoder") or load_encoder_base(config.encoder, device)
+        llm_base = shared.get("llm") or load_llm_base(config.llm, device)
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -106,6 +114,18 @@ class Bridge(GenerationMixin, nn.Module):
             )
         bridge.eval()
         return bridge
+
+    def _frozen_bases(self, config: BridgeConfig) -> dict[str, Base]:
+        """Return those of this bridge's bases that `config` asks for too, and in which nothing trains."""
+        found = {}
+        ours, theirs = self.config.encoder, config.encoder.model_copy(update={"layers": self.config.encoder.layers})
+        if ours == theirs and ours.lora is None and not ours.train_biases:
+            found["encoder"] = Base(
+                model=self.encoder.model, tokenizer=self.processor.encoder_tokenizer, identity=self.bases["encoder"]
+            )
+        if self.config.llm == config.llm and config.llm.lora is None:
+            found["llm"] = Base(model=self.llm, tokenizer=self.processor.llm_tokenizer, identity=self.bases["llm"])
+        return found
 
     # ---------------------------------------------------------------------------------------------------------------
     # What trains
@@ -202,7 +222,7 @@ class Bridge(GenerationMixin, nn.Module):
         return {"loss": self.loss(BridgeInputs(**batch), num_items)}
 
     def _logits(self, spliced: Spliced, keep: int) -> Tensor:
-        self._check_length(spliced.mask_BT.shape[1])
+        check_length(self.llm, spliced.mask_BT.shape[1])
         return self.llm(
             inputs_embeds=spliced.embeds_BTD,
             attention_mask=spliced.mask_BT.long(),
@@ -210,86 +230,6 @@ class Bridge(GenerationMixin, nn.Module):
             logits_to_keep=keep,
             use_cache=False,
         ).logits
-
-    def _check_length(self, length: int) -> None:
-        limit = getattr(self.llm.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and length > limit:
-            raise DataError(
-                f"The LLM would have to read {length} positions and takes {limit}. Lower max_source_tokens or "
-                "max_new_tokens, or shorten the prompt."
-            )
-
-    # ---------------------------------------------------------------------------------------------------------------
-    # Scoring
-
-    @torch.inference_mode()
-    def score(
-        self,
-        texts: Sequence[str],
-        answers: Sequence[str],
-        *,
-        prompts: Sequence[str] | None = None,
-        max_source_tokens: int = 512,
-    ) -> Tensor:
-        """Return log p(answer, end | text), summed over tokens: (B, N), float32, on the CPU.
-
-        The prefix of each text is read once; its cache is shared by all answers. Exact: equal to scoring each text and
-        answer alone.
-
-        Args:
-            texts: B texts for the encoder.
-            answers: N answers, the same for all texts.
-            prompts: what the LLM reads, a text a row; by default the configured prompt.
-            max_source_tokens: longer texts are cut.
-        """
-        if not answers:
-            raise DataError("Got no answers to score; wanted at least one.")
-        rows = self.processor.answer_ids(answers)
-        self.eval()
-        inputs = self.processor(texts, prompts=prompts, max_source_tokens=max_source_tokens).to(self.device)
-        spliced = splice(self.prefix_pieces(inputs))
-        self._check_length(spliced.mask_BT.shape[1] + max(map(len, rows)))
-        prefix = self.llm(
-            inputs_embeds=spliced.embeds_BTD,
-            attention_mask=spliced.mask_BT.long(),
-            position_ids=spliced.position_ids_BT,
-            logits_to_keep=1,
-            use_cache=True,
-        )
-        first_BV = torch.log_softmax(prefix.logits[:, -1].float(), dim=-1)
-        per_pass = max(1, MAX_SCORED_LOGITS // (len(texts) * max(map(len, rows)) * first_BV.shape[1]))
-        starts = range(0, len(rows), per_pass)
-        columns = []
-        for start in starts:
-            cache = prefix.past_key_values if start == starts[-1] else copy.deepcopy(prefix.past_key_values)
-            columns.append(self._score_pass(rows[start : start + per_pass], cache, first_BV, spliced))
-        return torch.cat(columns, dim=1).cpu()
-
-    def _score_pass(self, rows: list[list[int]], cache: Any, first_BV: Tensor, spliced: Spliced) -> Tensor:
-        """Score some answers (rows of ids) after a cached prefix; `cache` is consumed."""
-        batch, count = spliced.mask_BT.shape[0], len(rows)
-        answers_NA, real_NA = (tensor.to(self.device) for tensor in pad_right(rows, 0))
-        scores_BN = first_BV.gather(1, answers_NA[:, 0].expand(batch, count))
-        cache.batch_repeat_interleave(count)
-        # Rows are now text-major: text 0 with every answer, text 1 with every answer, ...
-        inputs_RA = answers_NA[:, :-1].repeat(batch, 1)
-        real_RA = real_NA[:, :-1].repeat(batch, 1)
-        mask_RT = torch.cat([spliced.mask_BT.repeat_interleave(count, dim=0), real_RA], dim=1)
-        last_R1 = spliced.position_ids_BT[:, -1:].repeat_interleave(count, dim=0)
-        steps_A = torch.arange(1, inputs_RA.shape[1] + 1, device=self.device)
-        logits_RAV = self.llm(
-            inputs_embeds=self.embed(inputs_RA),
-            attention_mask=mask_RT.long(),
-            position_ids=last_R1 + steps_A,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-        targets_RA = answers_NA[:, 1:].repeat(batch, 1)
-        log_probs_RA = -F.cross_entropy(
-            logits_RAV.float().flatten(0, 1), targets_RA.flatten(), reduction="none"
-        ).view_as(targets_RA)
-        log_probs_RA = log_probs_RA.masked_fill(~real_NA[:, 1:].repeat(batch, 1), 0.0)
-        return scores_BN + log_probs_RA.sum(-1).view(batch, count)
 
     # ---------------------------------------------------------------------------------------------------------------
     # For people

@@ -28,10 +28,13 @@ class FrozenEncoder(nn.Module):
         self.num_blocks: int = model.config.num_hidden_layers
         self.width: int = model.config.hidden_size
         self.layer_numbers = layer_numbers(layers, self.num_blocks)
+        self.num_passes = 0
+        """Forward passes so far; what a feature store spares does not count."""
         self.eval()
 
     def forward(self, source_ids_BS: Tensor, source_mask_BS: Tensor) -> list[Tensor]:
         """Return the L chosen layers' hidden states, each (B, S, E)."""
+        self.num_passes += 1
         with torch.set_grad_enabled(self.trains and torch.is_grad_enabled()):
             states = self.model(
                 input_ids=source_ids_BS,

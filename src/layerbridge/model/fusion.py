@@ -43,6 +43,9 @@ class Fusion(nn.Module):
         normalize_layers: divide every state by its root mean square before it is scored and mixed.
     """
 
+    mixes = True
+    """Whether it draws on more than one layer."""
+
     def __init__(self, *, layer_numbers: Sequence[int], width: int, normalize_layers: bool = False) -> None:
         super().__init__()
         self.layer_numbers = tuple(layer_numbers)
@@ -95,6 +98,8 @@ class Fusion(nn.Module):
 
 class OneLayer(Fusion):
     """One layer alone (`last_layer`, `single_layer`); the others are not even read."""
+
+    mixes = False
 
     def __init__(self, position: int, **shared: object) -> None:
         super().__init__(**shared)  # type: ignore[arg-type]

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import GenerationConfig, TextIteratorStreamer
+from transformers import GenerationConfig, PreTrainedModel, TextIteratorStreamer
 
-from layerbridge.errors import ConfigError
+from layerbridge.errors import ConfigError, DataError
 from layerbridge.model.splice import splice
 
 if TYPE_CHECKING:
-    from layerbridge.model.bridge import Bridge
+    from layerbridge.model.scoring import PrefixReader
 
 
 class GenerationMixin:
-    """`generate` and `stream`, for `Bridge`."""
+    """`generate` and `stream`, for any `PrefixReader`."""
 
     def generate(
         self,
@@ -48,13 +48,13 @@ class GenerationMixin:
             stop: an answer ends before the first of these strings.
             seed: of sampling; torch's global state is left alone then.
         """
-        bridge = cast("Bridge", self)
-        options = _options(bridge, max_new_tokens, temperature, top_p, top_k, num_beams, stop)
+        reader = cast("PrefixReader", self)
+        options = generation_options(reader, max_new_tokens, temperature, top_p, top_k, num_beams, stop)
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            ids = _generate(bridge, texts, prompts, max_source_tokens, options)
-        answers = bridge.processor.llm_tokenizer.batch_decode(ids, skip_special_tokens=True)
+            ids = _generate(reader, texts, prompts, max_source_tokens, options)
+        answers = reader.processor.llm_tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [cut_at_stop(answer, stop) for answer in answers]
 
     def stream(
@@ -73,16 +73,16 @@ class GenerationMixin:
 
         Takes the options of `generate` except beams and a seed. Dropping the iterator ends the generation.
         """
-        bridge = cast("Bridge", self)
-        options = _options(bridge, max_new_tokens, temperature, top_p, top_k, 1, stop)
-        streamer = TextIteratorStreamer(bridge.processor.llm_tokenizer, skip_special_tokens=True)
+        reader = cast("PrefixReader", self)
+        options = generation_options(reader, max_new_tokens, temperature, top_p, top_k, 1, stop)
+        streamer = TextIteratorStreamer(reader.processor.llm_tokenizer, skip_special_tokens=True)
         failure: list[BaseException] = []
         left = threading.Event()
 
         def work() -> None:
             try:
                 _generate(
-                    bridge,
+                    reader,
                     [text],
                     None if prompt is None else [prompt],
                     max_source_tokens,
@@ -101,6 +101,16 @@ class GenerationMixin:
             worker.join()
         if failure:
             raise failure[0]
+
+
+def check_length(llm: PreTrainedModel, length: int) -> None:
+    """Raise a DataError if an LLM would have to read more positions than it has."""
+    limit = getattr(llm.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        raise DataError(
+            f"The LLM would have to read {length} positions and takes {limit}. Lower max_source_tokens or "
+            "max_new_tokens, or shorten the prompt."
+        )
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
@@ -134,15 +144,16 @@ def _all(ids: torch.Tensor, flag: threading.Event) -> torch.Tensor:
     return torch.full((ids.shape[0],), flag.is_set(), dtype=torch.bool, device=ids.device)
 
 
-def _options(
-    bridge: "Bridge",
+def generation_options(
+    reader: "PrefixReader",
     max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int | None,
-    num_beams: int,
-    stop: Sequence[str],
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    num_beams: int = 1,
+    stop: Sequence[str] = (),
 ) -> dict[str, Any]:
+    """Return what transformers' `generate` is called with, checked; by default greedy."""
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}; wanted at least 1.")
     if temperature < 0 or not 0 < top_p <= 1 or num_beams < 1 or (top_k is not None and top_k < 1):
@@ -152,8 +163,8 @@ def _options(
         )
     if any(not s for s in stop):
         raise ConfigError("A stop string is empty; wanted at least one character.")
-    tokenizer = bridge.processor.llm_tokenizer
-    own_end = bridge.llm.generation_config.eos_token_id if bridge.llm.generation_config else None
+    tokenizer = reader.processor.llm_tokenizer
+    own_end = reader.llm.generation_config.eos_token_id if reader.llm.generation_config else None
     ends = {tokenizer.eos_token_id, *([own_end] if isinstance(own_end, int) else own_end or [])}
     config: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -175,15 +186,15 @@ def _options(
 
 @torch.inference_mode()
 def _generate(
-    bridge: "Bridge",
+    reader: "PrefixReader",
     texts: Sequence[str],
     prompts: Sequence[str] | None,
     max_source_tokens: int,
     options: dict[str, Any],
 ) -> torch.Tensor:
-    bridge.eval()
-    inputs = bridge.processor(texts, prompts=prompts, max_source_tokens=max_source_tokens).to(bridge.device)
-    spliced = splice(bridge.prefix_pieces(inputs))
-    bridge._check_length(spliced.mask_BT.shape[1] + options["generation_config"].max_new_tokens)
-    llm: Any = bridge.llm
+    reader.eval()
+    inputs = reader.processor(texts, prompts=prompts, max_source_tokens=max_source_tokens).to(reader.device)
+    spliced = splice(reader.prefix_pieces(inputs))
+    check_length(reader.llm, spliced.mask_BT.shape[1] + options["generation_config"].max_new_tokens)
+    llm: Any = reader.llm
     return llm.generate(inputs_embeds=spliced.embeds_BTD, attention_mask=spliced.mask_BT.long(), **options)

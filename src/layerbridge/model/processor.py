@@ -100,7 +100,7 @@ class BridgeProcessor:
         for name, column in (("prompts", prompts), ("answers", answers)):
             if column is not None and len(column) != len(texts):
                 raise DataError(f"Got {len(texts)} texts and {len(column)} {name}; wanted one for each text.")
-        source = self._source(texts, max_source_tokens)
+        source = self.source_ids(texts, max_source_tokens)
         prompt_rows = self._prompt_rows(texts, prompts)
         source_ids, source_mask = pad_right(source, self.encoder_tokenizer.pad_token_id or 0)
         prompt_ids, prompt_mask = pad_right(prompt_rows, 0)
@@ -140,7 +140,12 @@ class BridgeProcessor:
         """Return the limit that holds: the asked one, or the encoder's own if that is lower."""
         return min(max_source_tokens, self.encoder_max_tokens or max_source_tokens)
 
-    def _source(self, texts: list[str], max_source_tokens: int) -> list[list[int]]:
+    def source_ids(self, texts: list[str], max_source_tokens: int) -> list[list[int]]:
+        """Return the token ids that the encoder reads of each text, cut at the limit.
+
+        Raises:
+            DataError: a text that tokenises to nothing.
+        """
         limit = self.source_limit(max_source_tokens)
         rows: list[list[int]] = self.encoder_tokenizer(texts, verbose=False)["input_ids"]
         long = [index for index, ids in enumerate(rows) if len(ids) > limit]

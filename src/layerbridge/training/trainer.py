@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,33 @@ class BridgeTrainer(Trainer):
             self.remove_callback(callback)
         if progress:
             self.add_callback(_Bar())
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Give the fusion a learning rate of its own, where the recipe has one."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        rate = self.training.fusion_learning_rate
+        if is_new and rate is not None:
+            of_fusion = {id(parameter) for parameter in self.bridge.fusion.parameters()}
+            for group in list(optimizer.param_groups):
+                parameters = group["params"]
+                group["params"] = [p for p in parameters if id(p) not in of_fusion]
+                split = [p for p in parameters if id(p) in of_fusion]
+                if split:
+                    optimizer.add_param_group({**group, "params": split, "lr": rate})
+        return optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
+        if not self.training.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset
+        assert isinstance(rows, _Rows)
+        lengths = self.bridge.count_source_tokens([example.text for example in rows.examples])
+        return LengthGroups(
+            [min(length, self.training.max_source_tokens) for length in lengths],
+            batch_size=self.training.batch_size,
+            seed=self.training.seed,
+        )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return loss, and accuracy where there are answers to choose from, on the dev rows."""
@@ -201,6 +228,47 @@ def _is_complete(checkpoint: Path) -> bool:
 
 def _num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class LengthGroups(torch.utils.data.Sampler[int]):
+    """All rows once an epoch, in batches of like length; the order of the batches is random.
+
+    Fifty batches' rows at a time are drawn at random and sorted by length, so a batch still mixes what the epoch mixes.
+
+    Args:
+        lengths: of each row.
+        batch_size: rows of one optimizer update.
+        seed: with the epoch's number it gives the order.
+    """
+
+    BATCHES_A_POOL = 50
+
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        pool = self.BATCHES_A_POOL * self.batch_size
+        ordered: list[int] = []
+        for start in range(0, len(order), pool):
+            ordered += sorted(order[start : start + pool], key=lambda row: -self.lengths[row])
+        batches = [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
+        whole = [batch for batch in batches if len(batch) == self.batch_size]
+        rest = [row for batch in batches if len(batch) < self.batch_size for row in batch]
+        for index in torch.randperm(len(whole), generator=generator).tolist():
+            yield from whole[index]
+        yield from rest  # last, so that every other batch is a whole one
 
 
 class _Trainee(torch.nn.Module):

@@ -56,6 +56,8 @@ class Layout:
     """Our language code -> the set's name, where they differ."""
     split_names: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: COMMON_SPLIT_NAMES)
     """Our split -> the set's names. May hold `{config}`."""
+    undivided: Mapping[str, str] = field(default_factory=dict)
+    """Language -> pattern of the one file with all of its rows, which `Task.shares` divides into splits."""
 
     def expand(self, language: str, split: str, *, local: bool) -> list[str]:
         """Return the patterns for one language and split, best first; `{ext}` stays."""
@@ -84,6 +86,8 @@ class Found:
     """The files as messages name them: relative to the data folder."""
     source: str
     """See `Split.source`."""
+    undivided: bool = False
+    """Whether the rows are those of all splits (`Layout.undivided`)."""
 
 
 class Source(Protocol):
@@ -105,24 +109,32 @@ class FolderSource:
     path: Path
     label: str = ""
     """For `Split.source`; by default `local:<folder name>`."""
+    unnamed: str = ""
+    """Language of files whose names tell the split alone, such as `train.tsv`; empty: they count for nothing."""
 
     def find(self, layout: Layout, *, language: str, split: str) -> Found:
         """See `Source`. A single file must tell its language and split by its name, as in a folder."""
         if not self.path.exists():
             raise UnreachableDataError(
-                f"No data at {self.path}. Give a folder or a file, as `task.data` in the recipe or with `--data`."
+                f"No data at {self.path}. Give a folder or a file, as `task.data` or `task.train_data` in the recipe "
+                f"or with `--data`."
             )
         source = self.label or f"local:{self.path.resolve().name}"
         patterns = layout.expand(language, split, local=True)
+        if language == self.unnamed:
+            patterns += [f"{name}.{{ext}}" for name in layout.split_names[split] if "{" not in name]
+        undivided = [layout.undivided[language]] if language in layout.undivided else []
         if self.path.is_file():
-            return self._find_one_file(patterns, source, language=language, split=split)
+            return self._find_one_file(undivided, patterns, source, language=language, split=split)
         listing = self._files
+        if names := first_match(undivided, listing):
+            return Found(files=tuple(self.path / name for name in names), names=names, source=source, undivided=True)
         if names := first_match(patterns, listing):
             return Found(files=tuple(self.path / name for name in names), names=names, source=source)
         held = ", ".join(listing[:10]) + (f" and {len(listing) - 10} more" if len(listing) > 10 else "")
         raise MissingDataError(
             f"No {split} file of language {language!r} in {self.path.resolve().name}. Looked for "
-            f"{', '.join(patterns)}; {{ext}} is one of {', '.join(FORMATS)}. The folder holds "
+            f"{', '.join(undivided + patterns)}; {{ext}} is one of {', '.join(FORMATS)}. The folder holds "
             f"{held or 'no data file'}."
         )
 
@@ -130,12 +142,16 @@ class FolderSource:
     def _files(self) -> list[str]:
         return _listing(self.path)
 
-    def _find_one_file(self, patterns: Sequence[str], source: str, *, language: str, split: str) -> Found:
+    def _find_one_file(
+        self, undivided: Sequence[str], patterns: Sequence[str], source: str, *, language: str, split: str
+    ) -> Found:
         parts = self.path.resolve().parts[-_MAX_DEPTH:]
         for start in range(len(parts)):
             name = "/".join(parts[start:])
-            if first_match(patterns, [name]):
-                return Found(files=(self.path,), names=(self.path.name,), source=source)
+            for kind in (undivided, patterns):
+                if first_match(kind, [name]):
+                    whole = kind is undivided
+                    return Found(files=(self.path,), names=(self.path.name,), source=source, undivided=whole)
         raise MissingDataError(
             f"{self.path.name} is one file, and its name does not say that it holds {split} rows of language "
             f"{language!r}. Name it like {split}-{language}.tsv, or give its folder."
@@ -194,6 +210,21 @@ class HubSource:
                 f"`task.data`."
             ) from error
         return Path(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSource:
+    """A set that is on no hub and not in the package: a folder of it must be named."""
+
+    where: str
+    """Where its files are to be had, and in which form they are read."""
+
+    def find(self, layout: Layout, *, language: str, split: str) -> Found:
+        """See `Source`. Always raises."""
+        raise UnreachableDataError(
+            f"This set is on no hub, so its {split} rows of language {language!r} can't be fetched. {self.where} Then "
+            f"name the folder: `task.data` in the recipe, or `--data`."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,16 @@
 """The task: languages, splits, prompt and answers as data; one language's rows of a split as examples."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from layerbridge.config import TaskRows
 from layerbridge.data.example import Example, Split
 from layerbridge.data.files import Headerless, Row, Table, read_table
-from layerbridge.data.selection import balance, hold_out, limit, without_texts
+from layerbridge.data.selection import balance, divide, hold_out, limit, without_texts
 from layerbridge.data.tasks.source import Found, Layout, MissingDataError, Source, UnreachableDataError
 from layerbridge.errors import ConfigError, DataError, nearest, unknown_name
 from layerbridge.languages import describe, language, nearest_codes
@@ -55,6 +56,10 @@ class Task:
     source: Source
     hub: str = ""
     """Name of the hub set; empty: there is none."""
+    train_source: Source | None = None
+    """Where the rows to train and to choose the best step by are, if not in `source`."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Split -> its share of the rows of a file that holds all splits (`Layout.undivided`); the first takes the rest."""
     splits: tuple[str, ...] = SPLITS
     split_languages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Languages of a split, where they are not `languages`."""
@@ -95,23 +100,65 @@ class Task:
             ConfigError: the task has no such language or split.
             DataError: a file, a column or a row is missing or wrong; names it.
         """
-        code = self._code(language, split)
-        if self.english_from and code == "en" and "en" not in self.split_languages.get(split, self.languages):
-            return self.english_from.load("en", split)
-        found = self.source.find(self.layout, language=code, split=split)
-        return Split.of(self._examples(found, code), source=found.source)
+        return self._load(self.code(language, split), split, training=split == "train")
+
+    def _load(self, code: str, split: str, *, training: bool) -> Split:
+        """Read a split; `training`: from `train_source`, if there is one."""
+        if self._is_of_english_from(code, split):
+            return cast(Task, self.english_from)._load("en", split, training=training)
+        found = self._find(code, split, training=training)
+        examples: Sequence[Example] = self._examples(found, code)
+        if found.undivided:
+            try:
+                examples = divide(examples, self.shares)[split]
+            except DataError as error:
+                raise DataError(f"{', '.join(found.names)}: {error}") from None
+        return Split.of(examples, source=found.source)
+
+    def has(self, language: str, split: str) -> bool:
+        """Return whether there are files of one language and split; reads none of them.
+
+        Raises:
+            ConfigError: the task has no such language or split.
+            DataError: two files, so that it is not clear which is meant.
+        """
+        code = self.code(language, split)
+        if self._is_of_english_from(code, split):
+            return cast(Task, self.english_from).has("en", split)
+        try:
+            self._find(code, split, training=split == "train")
+        except MissingDataError:
+            return False
+        return True
+
+    def _is_of_english_from(self, code: str, split: str) -> bool:
+        own = self.split_languages.get(split, self.languages)
+        return self.english_from is not None and code == "en" and "en" not in own
+
+    def _find(self, code: str, split: str, *, training: bool) -> Found:
+        source = self.train_source if training and self.train_source else self.source
+        return source.find(self.layout, language=code, split=split)
 
     def load_training(self, rows: TaskRows, *, seed: int) -> tuple[Split, Split]:
         """Read the train and dev rows of the training languages, and choose among them.
 
         With `rows.dev_rows` that many training rows are set aside, before any balancing or limiting; else dev
         is the task's own dev split, if it has one, else empty. A text that stands in dev is never trained on.
+        Rows from `train_source` are another set's: texts that also stand in `source`, to be evaluated, are dropped.
         """
         if not rows.train_languages:
             raise ConfigError("train_languages is empty. Name at least one language, such as en.")
-        codes = dict.fromkeys(self._code(name, "train") for name in rows.train_languages)
+        seed = seed if rows.rows_seed is None else rows.rows_seed
+        codes = dict.fromkeys(self.code(name, "train") for name in rows.train_languages)
         parts = [self.load(code, "train") for code in codes]
         train = tuple(example for part in parts for example in part.examples)
+        if self.train_source is not None:
+            train = without_texts(train, self._evaluated_texts(codes))
+            if not train:
+                raise DataError(
+                    f"All training texts of task {self.name} in task.train_data also stand in its dev or test split, "
+                    f"to be evaluated; none is left. Name other training rows."
+                )
         source = " + ".join(dict.fromkeys(part.source for part in parts))
         if rows.dev_rows:
             train, dev_examples = hold_out(train, rows.dev_rows, seed=seed)
@@ -172,16 +219,30 @@ class Task:
     def _has_dev(self, code: str) -> bool:
         return "dev" in self.splits and code in self.languages_of("dev")
 
+    def _evaluated_texts(self, codes: Iterable[str]) -> set[str]:
+        """Return the texts of the evaluated splits in these languages, as far as there are files."""
+        texts: set[str] = set()
+        for split in self.splits:
+            for code in codes if split != "train" else ():
+                if code in self.languages_of(split):
+                    with suppress(MissingDataError):
+                        texts |= {example.text for example in self.load(code, split).examples}
+        return texts
+
     def _load_own_dev(self, codes: Sequence[str]) -> Split:
         try:
-            parts = [self.load(code, "dev") for code in codes]
+            parts = [self._load(code, "dev", training=True) for code in codes]
         except MissingDataError as error:
             raise MissingDataError(f"{error} Or set task.dev_rows, to set training rows aside instead.") from error
         source = " + ".join(dict.fromkeys(part.source for part in parts)) or "none"
         return Split.of((example for part in parts for example in part.examples), source=source)
 
-    def _code(self, name: str, split: str) -> str:
-        """Return our code for a language that the split is in, whatever the user calls it."""
+    def code(self, name: str, split: str) -> str:
+        """Return our code for a language that the split is in, whatever the user calls it.
+
+        Raises:
+            ConfigError: the split is not in such a language.
+        """
         known = self.languages_of(split)
         if name in known:
             return name

@@ -5,7 +5,7 @@
 392,702 train, 2,490 dev and 5,010 test rows a language. Hub layout as the set's page lists it:
 `<lang>/{train,validation,test}-00000-of-00001.parquet`; label 0, 1, 2 = entailment, neutral, contradiction.
 The TSVs of the XTREME release (`dev-<lang>.tsv`: premise, hypothesis, label word; no header) can be read from
-a local folder.
+a local folder, and other English rows in these columns trained on (`task.train_data`).
 """
 
 from layerbridge.data.tasks.source import HubSource, Layout

@@ -1,0 +1,185 @@
+"""From a study to all of its results: the plan with its cost, then the work. Reads top to bottom."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerbridge.atomic import replace_text
+from layerbridge.errors import ConfigError
+from layerbridge.studies.inputs import find_tasks
+from layerbridge.studies.study import Job, Keys, Pair, Study, jobs_of
+from layerbridge.studies.work import Workshop
+from layerbridge.training.trainer import num_steps
+
+STUDY_FILE = "study.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskCost:
+    """One task's part of a study."""
+
+    task: str
+    """The study's name for it."""
+    source: str
+    """The task as read, and from where."""
+    split: str
+    limit: int | None
+    num_languages: int
+    train_rows: int
+    dev_rows: int
+    test_rows: int
+    """Over all languages."""
+    num_runs: int
+    """Bridges to train."""
+    num_baselines: int
+    num_done: int
+    """Of both."""
+    steps_left: int
+    """Optimizer updates."""
+    answers_left: int
+    """Texts to answer, over all runs, baselines, languages and methods."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A study about to be done."""
+
+    study: Study
+    pair_name: str
+    pair: Pair
+    out: Path
+    threads: int
+    """Of each process; kept from the study's first call, because sums depend on it in their last digits."""
+    jobs: tuple[Job, ...]
+    left_out: dict[str, str]
+    """Task -> why it is not in it."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the report says of tasks that are not in it."""
+        return tuple(f"Task {name} was left out: {reason}" for name, reason in self.left_out.items())
+
+    @property
+    def main(self) -> str | None:
+        """The task whose claim comes first, as its results call it."""
+        wanted = self.pair.main or self.study.main
+        return next((job.recipe.task.name for job in self.jobs if job.task == wanted), None)
+
+
+def plan_study(
+    study: Study,
+    pair_name: str | None,
+    workshop: Workshop,
+    *,
+    data: Path | None,
+    threads: int,
+    seeds: Sequence[int] | None = None,
+    tasks: Sequence[str] | None = None,
+) -> Plan:
+    """Find a study's data and list its work.
+
+    Args:
+        study: the grid.
+        pair_name: of the study; by default its first.
+        workshop: of this process; its folder gets study.json, or has that of the same study.
+        data: a folder of many sets; None: the hub.
+        threads: of each process, if the study has not begun yet.
+        seeds: by default the study's.
+        tasks: by default all of the study's.
+
+    Raises:
+        ConfigError: no such pair or task, no data, or another study in the folder.
+    """
+    name, pair = study.pair(pair_name)
+    if tasks is not None:
+        pair = pair.model_copy(update={"only_tasks": tuple(tasks)})
+    found, left_out = find_tasks(study, pair, data)
+    begun = _begun(workshop.out, study, name)
+    layers = begun.get("layers")
+    if layers is None:
+        layers = _layers(study, pair, found, workshop)
+    record = {
+        "study": study.name,
+        "pair": name,
+        "definition_sha256": _definition(study),
+        "threads": begun.get("threads", threads),
+        "layers": layers,
+    }
+    if record != begun:
+        replace_text(workshop.out / STUDY_FILE, json.dumps(record, indent=2) + "\n")
+    return Plan(
+        study=study,
+        pair_name=name,
+        pair=pair,
+        out=workshop.out,
+        threads=record["threads"],
+        jobs=tuple(jobs_of(study, pair, found, seeds=seeds, layers=layers)),
+        left_out=left_out,
+    )
+
+
+def costs(plan: Plan, workshop: Workshop) -> list[TaskCost]:
+    """Return what each task of a plan has and what of it is left to do."""
+    return [_cost(task, plan, workshop) for task in dict.fromkeys(job.task for job in plan.jobs)]
+
+
+def _cost(task: str, plan: Plan, workshop: Workshop) -> TaskCost:
+    jobs = [job for job in plan.jobs if job.task == task]
+    left = [job for job in jobs if not workshop.is_done(job)]
+    bridges = [job for job in jobs if job.kind == "bridge"]
+    first = jobs[0].recipe
+    read = workshop.inputs.of(first)
+    evaluation = first.evaluation
+    test_rows = sum(len(split.examples[: evaluation.limit]) for split in read.splits.values())
+    return TaskCost(
+        task=task,
+        source=f"{read.task.name}: {next(iter(read.splits.values())).source}, trained on {read.train.source}",
+        split=evaluation.split,
+        limit=evaluation.limit,
+        num_languages=len(read.splits),
+        train_rows=len(read.train),
+        dev_rows=len(read.dev),
+        test_rows=test_rows,
+        num_runs=len(bridges),
+        num_baselines=len(jobs) - len(bridges),
+        num_done=len(jobs) - len(left),
+        steps_left=sum(
+            num_steps(job.recipe.training, len(workshop.inputs.of(job.recipe).train))
+            for job in left
+            if job.kind == "bridge"
+        ),
+        answers_left=test_rows * len(evaluation.methods) * len(left),
+    )
+
+
+def _begun(out: Path, study: Study, pair: str) -> dict:
+    path = out / STUDY_FILE
+    if not path.is_file():
+        if out.is_dir() and any(item.name not in ("locks",) for item in out.iterdir()):
+            raise ConfigError(f"{out} holds files and no {STUDY_FILE}, so it is no study. Choose another folder.")
+        return {}
+    begun: dict = json.loads(path.read_text(encoding="utf-8"))
+    if (begun["study"], begun["pair"], begun["definition_sha256"]) != (study.name, pair, _definition(study)):
+        raise ConfigError(
+            f"{out} holds study {begun['study']} with pair {begun['pair']}, and this is {study.name} with {pair}"
+            + ("" if (begun["study"], begun["pair"]) != (study.name, pair) else ", defined otherwise now")
+            + ". Name another folder with --out, or move that one away."
+        )
+    return begun
+
+
+def _definition(study: Study) -> str:
+    """Return the sha256 of what decides a study's results; the seeds may be fewer or more from call to call."""
+    data = study.model_dump(mode="json", exclude={"seeds", "title", "main"})
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _layers(study: Study, pair: Pair, tasks: dict[str, Keys], workshop: Workshop) -> list[int]:
+    """Return the encoder's layer numbers, if there is a layer sweep over them; this loads the models."""
+    sweep = study.sweep(pair)
+    if sweep is None or not set(sweep.tasks) & set(tasks):
+        return []
+    first = jobs_of(study, pair, dict([next(iter(tasks.items()))]), seeds=[study.seeds[0]])[0]
+    return list(workshop.bridge(first).encoder.layer_numbers)

@@ -1,0 +1,300 @@
+"""Doing a study's work: any number of processes, none of them in charge, each killed at any moment without harm.
+
+A job is claimed by a lock that the operating system gives back when its holder dies, and is done when its `job.json` is
+there, which is written last. So the same command goes on where it was, whoever did the rest.
+"""
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from layerbridge.atomic import replace_text
+from layerbridge.config import TranslatorConfig
+from layerbridge.errors import ConfigError, LayerbridgeError
+from layerbridge.evaluation.baselines import evaluate_llm_alone
+from layerbridge.evaluation.linear_probe import evaluate_linear_probe
+from layerbridge.evaluation.predict import evaluate_bridge
+from layerbridge.evaluation.run_folder import find_run
+from layerbridge.model.bridge import Bridge
+from layerbridge.model.checkpoint import load_bridge
+from layerbridge.model.features import FeaturePlan, FeatureStore
+from layerbridge.model.llm_reader import LLMReader
+from layerbridge.studies.inputs import InputCache, encoder_parts
+from layerbridge.studies.study import Job
+from layerbridge.training.run import read_record
+from layerbridge.training.train import train
+
+JOB_FILE = "job.json"
+LOCKS = "locks"
+PROBE = "linear_probe"
+LLM_SOURCE_TOKENS = 512
+"""What the LLM alone reads of a text at least."""
+
+Say = Callable[[str], None]
+
+
+class StudyError(LayerbridgeError):
+    """Some of a study's jobs failed; the others are done."""
+
+
+@dataclass(kw_only=True)
+class Workshop:
+    """What one process works with.
+
+    Args:
+        out: the study's folder.
+        cache: folder of encoder features.
+        cache_bytes: how large it may get.
+        probe_fused: whether each bridge of the main grid is followed by a linear probe on its fused states.
+        keep_checkpoints: keep what a finished run could be resumed from.
+        translator: of the baseline `translate_then_llm`.
+        say: takes a line for the user.
+    """
+
+    out: Path
+    cache: Path
+    cache_bytes: int
+    probe_fused: bool = False
+    keep_checkpoints: bool = False
+    translator: TranslatorConfig | None = None
+    say: Say = print
+    inputs: InputCache = field(default_factory=InputCache)
+    passes_encoding: int = 0
+    """Encoder passes that filled the feature store."""
+    _latest: Bridge | None = None
+    _stores: dict[str, FeatureStore] = field(default_factory=dict)
+
+    def is_done(self, job: Job) -> bool:
+        """Return whether a job is done, by this recipe and these versions."""
+        return _read_json(self._folder(job) / JOB_FILE).get("key") == _key(job)
+
+    def lock(self, place: str) -> FileLock:
+        """Return the lock of one piece of work; the operating system frees it when its holder dies."""
+        folder = self.out / LOCKS
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{place.replace('/', '--')}.lock", timeout=0)
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Features
+
+    def plan_features(self, jobs: Sequence[Job]) -> dict[str, FeaturePlan]:
+        """Return what is to be encoded for the jobs, by encoder.
+
+        Raises:
+            ConfigError: no encoder of theirs is frozen, so that nothing can be kept.
+        """
+        plans = {}
+        for key, mine in self._by_encoder(jobs).items():
+            bridge = self.bridge(mine[0])
+            store = self._store(key, bridge)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # texts that are cut are counted in every result
+                plans[key] = store.plan(encoder_parts(mine, self.inputs, bridge.processor), self.cache_bytes)
+        return plans
+
+    def missing(self, plans: dict[str, FeaturePlan]) -> tuple[int, int]:
+        """Return how many texts are still to be encoded, and how many bytes that will take."""
+        texts = size = 0
+        for key, plan in plans.items():
+            for shard in self._stores[key].missing(plan):
+                texts += len(shard.rows)
+                size += sum(map(len, shard.rows)) * self._stores[key].bytes_per_token
+        return texts, size
+
+    def encode(self, plans: dict[str, FeaturePlan], *, on_texts: Callable[[int], None] | None = None) -> None:
+        """Encode what is missing, together with the other processes, and wait until all of it is there."""
+        for key, plan in plans.items():
+            store = self._stores[key]
+            before = store.encoder.num_passes
+            while missing := store.missing(plan):
+                store.make_room(plan, self.cache_bytes)
+                claimed = False
+                for shard in missing:
+                    try:
+                        with self.lock(f"features-{shard.name}"):
+                            if store.missing(FeaturePlan(shards=(shard,), num_bytes=0, num_left_out=0)):
+                                store.encode(shard, on_batch=on_texts)
+                            claimed = True
+                    except Timeout:
+                        continue
+                if not claimed:
+                    time.sleep(0.5)
+            store.open(plan)
+            self.passes_encoding += store.encoder.num_passes - before
+
+    def _by_encoder(self, jobs: Sequence[Job]) -> dict[str, list[Job]]:
+        found: dict[str, list[Job]] = {}
+        for job in jobs:
+            encoder = job.recipe.encoder
+            if job.kind in ("bridge", "linear_probe_last_layer") and encoder.lora is None and not encoder.train_biases:
+                found.setdefault(encoder.model_dump_json(), []).append(job)
+        return found
+
+    def _store(self, key: str, bridge: Bridge) -> FeatureStore:
+        if key not in self._stores:
+            fingerprint = str(bridge.bases["encoder"]["fingerprint"])
+            self._stores[key] = FeatureStore(self.cache, bridge.encoder, fingerprint=fingerprint)
+        return self._stores[key]
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Jobs
+
+    def run(self, jobs: Sequence[Job], *, on_done: Callable[[Job, float], None] | None = None) -> None:
+        """Do all jobs, together with other processes that do the same, and return when none is left.
+
+        Args:
+            jobs: in the order in which they are tried.
+            on_done: called with each job that this process did, and its seconds.
+
+        Raises:
+            StudyError: some failed; says which and why. The others are done.
+        """
+        failed: dict[str, str] = {}
+        while left := [job for job in jobs if job.place not in failed and not self.is_done(job)]:
+            claimed = False
+            for job in left:
+                try:
+                    with self.lock(job.place):
+                        claimed = True
+                        if self.is_done(job):
+                            continue
+                        began = time.monotonic()
+                        self.do(job)
+                        if on_done is not None:
+                            on_done(job, time.monotonic() - began)
+                except Timeout:
+                    continue
+                except LayerbridgeError as error:
+                    failed[job.place] = str(error)
+                    self.say(f"{job.place} failed: {error}")
+            if not claimed:
+                time.sleep(0.5)
+        if failed:
+            reasons = "\n".join(f"  {place}: {reason}" for place, reason in failed.items())
+            raise StudyError(f"{len(failed)} of {len(jobs)} jobs failed; the same command tries them again:\n{reasons}")
+
+    def do(self, job: Job) -> None:
+        """Do one job, whole."""
+        began = time.monotonic()
+        folder = self._folder(job)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # texts that are cut are counted in every result
+            passes = {
+                "bridge": self._train_and_evaluate,
+                "linear_probe_last_layer": self._probe_last_layer,
+                "llm_alone": self._ask_llm,
+                "translate_then_llm": self._ask_llm,
+            }[job.kind](job, folder)
+        record = {"key": _key(job), "encoder_passes": passes, "seconds": round(time.monotonic() - began, 1)}
+        replace_text(folder / JOB_FILE, json.dumps(record, indent=2) + "\n")
+
+    def bridge(self, job: Job) -> Bridge:
+        """Return an untrained bridge for a job, on bases that are in memory already where they are the same."""
+        self._latest = Bridge.build(job.recipe.bridge, seed=job.recipe.training.seed, like=self._latest)
+        self._latest.features = self._stores.get(job.recipe.encoder.model_dump_json())
+        return self._latest
+
+    def _train_and_evaluate(self, job: Job, folder: Path) -> int:
+        recipe = job.recipe
+        bridge = self.bridge(job)
+        if read_record(folder).get("status") == "finished":
+            features = bridge.features
+            bridge = load_bridge(folder)
+            bridge.features = features
+        else:
+            bridge = train(recipe, folder, progress=False, bridge=bridge)
+        run = find_run(folder)
+        read = self.inputs.of(recipe)
+        out = run.evaluation_folder(recipe.task.name, recipe.evaluation)
+        evaluate_bridge(bridge, run, read.task, read.splits, recipe.evaluation, out)
+        if self.probe_fused and recipe.fusion.name != "single_layer":
+            name = f"{PROBE}-{recipe.name}"
+            evaluate_linear_probe(
+                bridge,
+                read.task,
+                recipe.task,
+                read.splits,
+                recipe.evaluation,
+                folder.parent / name / "evaluation" / out.name,
+                states="fused",
+                seed=recipe.training.seed,
+                run=name,
+                max_train_source_tokens=recipe.training.max_source_tokens,
+            )
+        if not self.keep_checkpoints:
+            rmtree(folder / "checkpoints", ignore_errors=True)
+        return bridge.encoder.num_passes
+
+    def _probe_last_layer(self, job: Job, folder: Path) -> int:
+        recipe = job.recipe
+        bridge, read = self.bridge(job), self.inputs.of(recipe)
+        evaluate_linear_probe(
+            bridge,
+            read.task,
+            recipe.task,
+            read.splits,
+            recipe.evaluation,
+            folder / "evaluation" / _evaluation_name(recipe),
+            states="last_layer",
+            seed=recipe.training.seed,
+            run=recipe.name,
+            max_train_source_tokens=recipe.training.max_source_tokens,
+        )
+        return bridge.encoder.num_passes
+
+    def _ask_llm(self, job: Job, folder: Path) -> int:
+        recipe = job.recipe
+        read = self.inputs.of(recipe)
+        translator = None
+        if job.kind == "translate_then_llm":
+            from layerbridge.model.translator import Translator
+
+            if self.translator is None:
+                raise ConfigError("translate_then_llm needs a translator, and the study has none.")
+            translator = Translator.build(self.translator)
+        # Its tokens are the LLM's, and a language it was not made for takes many of them.
+        longest = max(LLM_SOURCE_TOKENS, recipe.evaluation.max_source_tokens)
+        evaluate_llm_alone(
+            LLMReader.build(recipe.llm, recipe.prompt),
+            read.task,
+            read.splits,
+            recipe.evaluation.model_copy(update={"max_source_tokens": longest}),
+            folder / "evaluation" / _evaluation_name(recipe),
+            run=recipe.name,
+            translator=translator,
+        )
+        return 0
+
+    def _folder(self, job: Job) -> Path:
+        return self.out / job.task / job.name
+
+
+def _evaluation_name(recipe: Any) -> str:
+    from layerbridge.evaluation.run_folder import Run
+
+    run = Run(name=recipe.name, folder=Path(), checkpoint=Path(), recipe=recipe)
+    return run.evaluation_folder(recipe.task.name, recipe.evaluation).name
+
+
+def _key(job: Job) -> str:
+    """Return what a finished job must agree with: the recipe, and the packages that can change a score."""
+    packages = {name: version(name) for name in ("layerbridge", "torch", "transformers")}
+    text = json.dumps([job.kind, job.recipe.model_dump(mode="json"), packages], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

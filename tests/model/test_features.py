@@ -1,0 +1,205 @@
+"""The feature store gives back what the encoder gave, to the bit whatever interrupts it, and spares every pass."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from layerbridge.config import BridgeConfig
+from layerbridge.errors import ConfigError, DataError
+from layerbridge.model import features
+from layerbridge.model.bridge import Bridge
+from layerbridge.model.features import FeatureStore
+from tests import tiny
+
+TEXTS = [f"the cat {'sat on the mat ' * (i % 4)}{i}" for i in range(23)]
+FUSIONS = ["last_layer", "layer_mean", "global_softmax", "transformer_softmax", "attention_pool"]
+
+
+def build(tiny_models, encoder="mt5", fusion="transformer_softmax", **options) -> Bridge:
+    config = BridgeConfig.model_validate(
+        {"encoder": {"name": tiny_models[encoder], **options}, "llm": tiny_models["llama"], "fusion": fusion}
+    )
+    return Bridge.build(config, seed=0)
+
+
+def store_of(bridge, folder) -> FeatureStore:
+    return FeatureStore(folder, bridge.encoder, fingerprint=bridge.bases["encoder"]["fingerprint"])
+
+
+def fill(store, bridge, texts=TEXTS, **options):
+    plan = store.plan([bridge.processor.source_ids(texts, 512)], **options)
+    for shard in store.missing(plan):
+        store.encode(shard)
+    store.open(plan)
+    return plan
+
+
+@pytest.mark.parametrize("encoder", [name for name in tiny.ENCODERS if name != "nllb"])
+def test_stored_states_are_the_encoders_for_every_encoder(tiny_models, tmp_path, encoder):
+    bridge = build(tiny_models, encoder)
+    store = store_of(bridge, tmp_path)
+    fill(store, bridge)
+    inputs = bridge.processor(TEXTS[3:9])
+    stored = store.lookup(inputs.source_ids, inputs.source_mask)
+    assert stored is not None
+    for layer_BSE, wanted_BSE in zip(stored, bridge.encoder(inputs.source_ids, inputs.source_mask), strict=True):
+        real_BS1 = inputs.source_mask.unsqueeze(-1)
+        torch.testing.assert_close(layer_BSE, wanted_BSE * real_BS1, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_gives_the_same_losses_and_gradients_without_an_encoder_pass(tiny_models, tmp_path, fusion):
+    bridge = build(tiny_models, fusion=fusion)
+    inputs = bridge.processor(TEXTS[:6], answers=["yes", "no"] * 3)
+
+    def loss_and_gradients():
+        bridge.zero_grad()
+        loss = bridge.loss(inputs)
+        loss.backward()
+        return loss.detach(), {name: p.grad.clone() for name, p in bridge.trained_parameters().items()}
+
+    loss, gradients = loss_and_gradients()
+    bridge.features = store_of(bridge, tmp_path)
+    fill(bridge.features, bridge)
+    passes = bridge.encoder.num_passes
+    stored_loss, stored_gradients = loss_and_gradients()
+    assert bridge.score(TEXTS[:3], ["yes", "no"]).shape == (3, 2)
+    assert bridge.generate(TEXTS[:3], max_new_tokens=2)
+    assert bridge.encoder.num_passes == passes
+    torch.testing.assert_close(stored_loss, loss, atol=1e-5, rtol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(stored_gradients[name], gradient, atol=1e-3, rtol=1e-3)
+
+
+def test_a_batch_with_an_unknown_text_goes_through_the_encoder(tiny_models, tmp_path):
+    bridge = build(tiny_models)
+    bridge.features = store_of(bridge, tmp_path)
+    fill(bridge.features, bridge)
+    passes = bridge.encoder.num_passes
+    bridge.fuse(bridge.processor([TEXTS[0], "something else"]))
+    assert bridge.encoder.num_passes == passes + 1
+
+
+def test_states_are_the_same_to_the_bit_after_an_interruption(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(features, "BATCH_TOKENS", 64)
+    bridge = build(tiny_models)
+    straight = store_of(bridge, tmp_path / "straight")
+    plan = fill(straight, bridge)
+    assert len(plan.shards) > 2
+
+    cut_off = store_of(bridge, tmp_path / "cut_off")
+    cut_off.encode(plan.shards[1])
+    passes = 0
+
+    def stop(num_texts):
+        nonlocal passes
+        passes += 1
+        if passes == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_off.encode(plan.shards[0], on_batch=stop)
+    assert len(cut_off.missing(plan)) == len(plan.shards) - 1
+    fill(store_of(bridge, tmp_path / "cut_off"), bridge)
+    for shard in plan.shards:
+        name = f"{shard.name}.safetensors"
+        first, second = load_file(straight.folder / name), load_file(cut_off.folder / name)
+        assert all(torch.equal(first[key], second[key]) for key in ("states_NLE", "lengths_T", "digests_T"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=30), max_size=40),
+    max_bytes=st.none() | st.integers(0, 60_000),
+    shard_bytes=st.integers(1, 20_000),
+)
+def test_a_plan_has_every_text_once_within_its_limit(planning_store, rows, max_bytes, shard_bytes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "SHARD_BYTES", shard_bytes)
+        plan = planning_store.plan([rows], max_bytes)
+    kept = [ids for shard in plan.shards for ids in shard.rows]
+    different = list(dict.fromkeys(map(tuple, rows)))
+    assert kept == different[: len(kept)]
+    assert len(kept) + plan.num_left_out == len(different)
+    assert plan.num_bytes == sum(map(len, kept)) * planning_store.bytes_per_token
+    if max_bytes is None:
+        assert not plan.num_left_out
+    else:
+        assert plan.num_bytes <= max_bytes
+    for shard in plan.shards:
+        size = sum(map(len, shard.rows)) * planning_store.bytes_per_token
+        assert size <= shard_bytes or len(shard.rows) == 1
+
+
+@pytest.fixture(scope="module")
+def planning_store(tiny_models, tmp_path_factory):
+    return store_of(build(tiny_models), tmp_path_factory.mktemp("features"))
+
+
+def test_a_part_has_the_same_shards_in_every_plan(planning_store):
+    first, second = [[1, 2], [3]], [[4, 5, 6]]
+    together = planning_store.plan([first, second])
+    alone = planning_store.plan([second])
+    assert alone.shards == together.shards[1:]
+    assert planning_store.plan([first, first]).num_texts == 2
+
+
+def test_the_cache_makes_room_by_dropping_what_was_used_longest_ago(tiny_models, tmp_path):
+    bridge = build(tiny_models)
+    store = store_of(bridge, tmp_path)
+    old, new, wanted = ([f"{word} {text}" for text in TEXTS] for word in ("old", "new", "wanted"))
+    plans = [fill(store, bridge, texts) for texts in (old, new)]
+    paths = [store.folder / f"{plan.shards[0].name}.safetensors" for plan in plans]
+    os.utime(paths[0], (1, 1))
+    plan = store.plan([bridge.processor.source_ids(wanted, 512)])
+    assert store.make_room(plan, plan.num_bytes + paths[1].stat().st_size) > 0
+    assert [path.exists() for path in paths] == [False, True]
+
+
+def test_other_layers_and_other_precisions_are_kept_apart(tiny_models, tmp_path):
+    folders = {
+        store_of(build(tiny_models, **options), tmp_path).folder
+        for options in ({}, {"layers": "last:2"}, {"dtype": "bfloat16"})
+    }
+    assert len(folders) == 3
+
+
+def test_an_encoder_that_trains_is_refused(tiny_models, tmp_path):
+    bridge = build(tiny_models, lora={"rank": 2})
+    with pytest.raises(ConfigError, match="change with every step"):
+        store_of(bridge, tmp_path)
+
+
+def test_a_damaged_or_foreign_shard_is_named(tiny_models, tmp_path):
+    bridge = build(tiny_models)
+    store = store_of(bridge, tmp_path)
+    plan = fill(store, bridge)
+    path = store.folder / f"{plan.shards[0].name}.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    with pytest.raises(DataError, match="holds no features that can be read"):
+        store_of(bridge, tmp_path).open(plan)
+    path.write_bytes(whole)
+    save_file(load_file(path), path, metadata={**store.kind, "encoder": "another"})
+    with pytest.raises(DataError, match="encoder is 'another'"):
+        store_of(bridge, tmp_path).open(plan)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(tiny_models, tmp_path, monkeypatch):
+    bridge = build(tiny_models)
+    store = store_of(bridge, tmp_path)
+    plan = store.plan([bridge.processor.source_ids(TEXTS, 512)])
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(features, "save_file", full)
+    with pytest.raises(DataError, match=r"23 texts' features.*No space left"):
+        store.encode(plan.shards[0])
+    assert list(store.folder.iterdir()) == []

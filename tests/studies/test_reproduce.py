@@ -1,0 +1,224 @@
+"""A study runs what is missing, shares encoder passes, and ends the same whatever interrupts it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from layerbridge.cli import app
+from layerbridge.errors import ConfigError
+from layerbridge.model.encoder import FrozenEncoder
+from layerbridge.studies.work import StudyError, Workshop
+from tests.studies.grid import LANGUAGES, outcome, write_study
+
+
+@pytest.fixture
+def encoder_passes(monkeypatch):
+    """Count every forward pass of every encoder in this process."""
+    counted = []
+    original = FrozenEncoder.forward
+
+    def forward(self, *args):
+        counted.append(1)
+        return original(self, *args)
+
+    monkeypatch.setattr(FrozenEncoder, "forward", forward)
+    return counted
+
+
+def reproduce(*arguments) -> str:
+    result = CliRunner().invoke(app, ["reproduce", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def command(*arguments) -> list[str]:
+    return [sys.executable, "-m", "layerbridge.cli", "reproduce", *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, tiny_models):
+    return write_study(tmp_path_factory.mktemp("study"), tiny_models)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(study, tmp_path_factory):
+    """The study done in one go by one process: its folder and its cache."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    out, cache = folder / "out", folder / "cache"
+    shown = reproduce(study, "--out", out, "--cache", cache, "--workers", 1)
+    return out, cache, shown
+
+
+def test_a_study_shows_its_plan_does_every_job_and_writes_the_report(undisturbed):
+    out, _, shown = undisturbed
+    assert "A small study: two tiny models" in shown
+    assert "0 of them done" in shown
+    runs = {path.name for path in (out / "headlines").iterdir()}
+    seeds = [f"{name}-seed-{seed}" for seed in (0, 1) for name in ("last_layer", "transformer_softmax")]
+    assert runs >= {*seeds, "llm_alone", "linear_probe_last_layer", "linear_probe-last_layer-seed-0"}
+    assert "layer-2" in runs
+    page = out / "report" / "index.html"
+    assert str(page) in shown.replace("\n", "")
+    assert "A small study" in page.read_text(encoding="utf-8")
+    analysis = json.loads((out / "report/analysis.json").read_text(encoding="utf-8"))
+    by_method = {task["method"]: task for task in analysis["tasks"]}
+    assert set(by_method) == {"score", "generate"}
+    set_ups = {item["name"]: item for item in by_method["score"]["set_ups"]}
+    assert set_ups["transformer_softmax"]["seeds"] == [0, 1]
+    assert {item["layer"] for item in set_ups.values() if item["group"] == "layer_sweep"} >= {1, 2}
+    assert {name for name, item in set_ups.items() if item["group"] == "baseline"} >= {"llm_alone"}
+    assert [row["code"] for row in by_method["score"]["languages"]] == sorted(LANGUAGES)
+
+
+def test_the_encoder_reads_each_text_once(undisturbed):
+    out, _, _ = undisturbed
+    for path in out.glob("headlines/*/job.json"):
+        assert json.loads(path.read_text())["encoder_passes"] == 0, path
+
+
+def test_a_second_study_with_another_fusion_makes_no_encoder_pass(undisturbed, tiny_models, tmp_path, encoder_passes):
+    _, cache, _ = undisturbed
+    fusions = {name: {"fusion": name} for name in ("last_layer", "global_softmax")}
+    other = write_study(tmp_path, tiny_models, set_ups=fusions)
+    shown = reproduce(other, "--out", tmp_path / "out", "--cache", cache, "--workers", 1)
+    assert "0 of" in shown
+    assert (tmp_path / "out/headlines/global_softmax-seed-1/checkpoint/bridge.safetensors").is_file()
+    assert encoder_passes == []
+
+
+def test_a_finished_study_does_nothing_again(undisturbed, study, encoder_passes, monkeypatch):
+    out, cache, _ = undisturbed
+    before = outcome(out)
+
+    def never(self, job):
+        raise AssertionError(job)
+
+    monkeypatch.setattr(Workshop, "do", never)
+    reproduce(study, "--out", out, "--cache", cache, "--workers", 1)
+    assert outcome(out) == before
+    assert encoder_passes == []
+
+
+def test_two_processes_end_where_one_does(undisturbed, study, tmp_path):
+    out = tmp_path / "out"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command(study, "--out", out, "--cache", tmp_path / "cache", "--workers", 2),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert outcome(out) == outcome(undisturbed[0])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_study_killed_at_any_moment_goes_on_to_the_identical_result(undisturbed, study, tmp_path, seed):
+    out = tmp_path / "out"
+    arguments = command(study, "--out", out, "--cache", tmp_path / "cache", "--workers", 1)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    moments = random.Random(seed)
+    kills = 0
+    for _ in range(3):
+        process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted = len(list(out.glob("headlines/*/run.json"))) + moments.randint(0, 2)
+        while process.poll() is None and len(list(out.glob("headlines/*/run.json"))) < wanted:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 0.5))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert outcome(out) == outcome(undisturbed[0])
+
+
+def test_plan_alone_does_nothing(study, tmp_path):
+    shown = reproduce(study, "--out", tmp_path / "out", "--cache", tmp_path / "cache", "--plan")
+    assert "32 train, 8 dev, 36 test, first 12" in shown
+    assert not (tmp_path / "cache").exists()
+    assert not list(tmp_path.glob("out/headlines/*"))
+
+
+def test_a_job_that_fails_is_named_and_the_others_are_done(study, tmp_path, tiny_models, monkeypatch):
+    original = Workshop.do
+
+    def do(self, job):
+        if job.name == "last_layer-seed-0":
+            raise ConfigError("the disk is on fire")
+        original(self, job)
+
+    monkeypatch.setattr(Workshop, "do", do)
+    bases = {"encoder": tiny_models["mt5"], "llm": tiny_models["llama"]}
+    pairs = {"tiny": {"title": "tiny models", "defaults": bases}}
+    small = write_study(tmp_path, tiny_models, seeds=[0], baselines=[], pairs=pairs)
+    arguments = [
+        "reproduce",
+        str(small),
+        "--out",
+        str(tmp_path / "out"),
+        "--cache",
+        str(tmp_path / "c"),
+        "--workers",
+        "1",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, StudyError)
+    assert "1 of 2 jobs failed" in str(result.exception)
+    assert "headlines/last_layer-seed-0: the disk is on fire" in str(result.exception)
+    assert (tmp_path / "out/headlines/transformer_softmax-seed-0/job.json").is_file()
+
+
+def test_another_study_in_the_same_folder_is_refused(undisturbed, tiny_models, tmp_path):
+    out, cache, _ = undisturbed
+    other = write_study(tmp_path, tiny_models, baselines=[])
+    result = CliRunner().invoke(app, ["reproduce", str(other), "--out", str(out), "--cache", str(cache)])
+    assert isinstance(result.exception, ConfigError)
+    assert "defined otherwise now" in str(result.exception)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/letter.txt").write_text("dear reader")
+    result = CliRunner().invoke(app, ["reproduce", str(other), "--out", str(tmp_path / "full")])
+    assert "holds files and no study.json" in str(result.exception)
+
+
+def test_a_cache_too_small_for_all_texts_leaves_the_rest_to_the_encoder(study, tmp_path, undisturbed):
+    shown = reproduce(
+        study, "--out", tmp_path / "out", "--cache", tmp_path / "cache", "--workers", 1, "--seeds", "0",
+        "--cache-limit", 0.0005,
+    )  # fmt: skip
+    assert "texts are over --cache-limit" in shown
+    size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.safetensors"))
+    assert 0 < size < 600_000
+    found, wanted = outcome(tmp_path / "out"), outcome(undisturbed[0])
+    name = "headlines/last_layer-seed-0/evaluation/headlines-test-first-12/results.json"
+    assert found[name]["languages"] == wanted[name]["languages"]
+
+
+def test_tasks_without_data_are_left_out_and_said(tmp_path, tiny_models):
+    (tmp_path / "data").mkdir()
+    study = write_study(tmp_path, tiny_models, tasks={"sib200": {}, "xnli": {}}, main="sib200")
+    result = CliRunner().invoke(
+        app, ["reproduce", str(study), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "o")]
+    )
+    assert isinstance(result.exception, ConfigError)
+    assert "None of the tasks of study small is in" in str(result.exception)
+    for name, rows in (("train", 21), ("dev", 7), ("test", 7)):
+        for code in ("eng_Latn", "sin_Sinh"):
+            folder = tmp_path / "data/sib200" / code
+            folder.mkdir(parents=True, exist_ok=True)
+            topics = ["science/technology", "travel", "politics", "sports", "health", "entertainment", "geography"]
+            lines = [f"{i}\t{topics[i % 7]}\ta sentence {name} {i}" for i in range(rows)]
+            (folder / f"{name}.tsv").write_text("index_id\tcategory\ttext\n" + "\n".join(lines) + "\n")
+    shown = reproduce(study, "--data", tmp_path / "data", "--out", tmp_path / "o", "--plan")
+    assert "Task xnli was left out" in shown
+    assert "21 train, 7 dev" in shown.replace("\n", " ")

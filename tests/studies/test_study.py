@@ -1,0 +1,97 @@
+"""Studies: the cells of a grid are recipes, put together as the study says."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerbridge.config import Recipe
+from layerbridge.errors import ConfigError
+from layerbridge.studies.study import Study, jobs_of, load_study, merge
+from tests.studies.grid import write_study
+
+KEYS = st.recursive(
+    st.integers() | st.text(max_size=3), lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, max_size=3)
+)
+MAPPINGS = st.dictionaries(st.sampled_from("abcd"), KEYS, max_size=4)
+
+
+@given(MAPPINGS, MAPPINGS)
+def test_in_a_merge_the_second_wins_and_nothing_else_is_lost(first, second):
+    merged = merge(first, second)
+    assert set(merged) == set(first) | set(second)
+    for key in merged:
+        if key not in second:
+            assert merged[key] == first[key]
+        elif isinstance(first.get(key), dict) and isinstance(second[key], dict):
+            assert merged[key] == merge(first[key], second[key])
+        else:
+            assert merged[key] == second[key]
+    assert merge(merged, second) == merged
+
+
+def test_a_part_of_another_name_replaces_the_whole_part():
+    first = {"fusion": {"name": "transformer_softmax", "dropout": 0.0}}
+    assert merge(first, {"fusion": {"name": "last_layer"}}) == {"fusion": {"name": "last_layer"}}
+    assert merge(first, {"fusion": {"dropout": 0.5}})["fusion"] == {"name": "transformer_softmax", "dropout": 0.5}
+
+
+@pytest.mark.parametrize("pair", ["mt5-large", "mt5-xl", "embedded"])
+def test_every_cell_of_the_paper_study_is_a_recipe(pair):
+    study = load_study("paper")
+    chosen = study.pairs[pair]
+    names = study.task_names(chosen)
+    jobs = jobs_of(study, chosen, {name: {} for name in names}, layers=[1, 2])
+    assert len({job.place for job in jobs}) == len(jobs)
+    bridges = [job for job in jobs if job.kind == "bridge" and not job.name.startswith("layer-")]
+    assert len(bridges) == len(names) * len(study.set_ups) * 5
+    assert {job.recipe.training.seed for job in bridges} == set(range(5))
+    assert all(isinstance(job.recipe, Recipe) for job in jobs)
+    assert study.reference in study.set_ups
+
+
+def test_the_paper_study_trains_with_the_published_values():
+    """The published set-up is what `TrainingConfig` has by default; the study says it again, and must agree."""
+    study = load_study("paper")
+    published = Recipe(name="x", task={"name": "xnli"}).training
+    for pair in ("mt5-large", "mt5-xl"):
+        for set_up in ("last_layer", "global_softmax_published", "transformer_softmax"):
+            recipe = study.recipe(study.pairs[pair], "xnli", set_up, 0, name="x")
+            assert recipe.training == published
+            assert recipe.fusion.name == set_up
+        langbridge = study.recipe(study.pairs[pair], "xnli", "langbridge", 0, name="x")
+        assert (langbridge.training.learning_rate, langbridge.training.batch_size) == (6e-4, 128)
+        assert (langbridge.training.schedule, langbridge.training.epochs) == ("constant", 1)
+        assert langbridge.boundary == "random"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reference": "first_layer"}, "reference 'first_layer' is none of set_ups: last_layer, transformer_softmax"),
+        ({"seeds": [1, 1]}, "seeds has one twice"),
+        ({"pairs": {}}, "pairs"),
+        ({"sedes": [1]}, "unknown key 'sedes'. Did you mean 'seeds'?"),
+    ],
+)
+def test_a_wrong_study_is_refused(tmp_path, tiny_models, changes, words):
+    with pytest.raises(ConfigError) as error:
+        load_study(str(write_study(tmp_path, tiny_models, **changes)))
+    assert words in str(error.value)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'paper'"):
+        load_study("papers")
+    with pytest.raises(ConfigError, match="Did you mean 'embedded'"):
+        load_study("paper").pair("embeded")
+    study = load_study("paper")
+    pair = study.pairs["embedded"].model_copy(update={"only_tasks": ("xnil",)})
+    with pytest.raises(ConfigError, match="Did you mean 'xnli'"):
+        study.task_names(pair)
+
+
+def test_a_cell_that_is_no_recipe_says_which(tmp_path, tiny_models):
+    study = load_study(str(write_study(tmp_path, tiny_models, defaults={"training": {"epoch": 3}})))
+    assert isinstance(study, Study)
+    with pytest.raises(ConfigError, match=r"task headlines, set-up last_layer.*epoch"):
+        study.recipe(study.pairs["tiny"], "headlines", "last_layer", 0, name="x")
