@@ -418,6 +418,11 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def resolve_paths(data: dict[str, Any], folder: Path) -> None:
+    """Make a recipe's paths absolute, in place: as seen from `folder` if they are there, else from the working folder.
+
+    Names that are no path of anything (of the hub) stay.
+    """
+
     def resolve(node: Any, key: str) -> None:
         if isinstance(node, dict) and isinstance(node.get(key), str):
             for candidate in (folder / node[key], Path(node[key])):

@@ -31,6 +31,9 @@ FLAGS = {
     },
     "inspect": {"--raw", "--html", "--language", "--encoder", "--llm", "--trust-remote-code"},
     "report": {"--out", "--title", "--reference", "--main"},
+    "reproduce": {
+        "--pair", "--data", "--out", "--tasks", "--seeds", "--workers", "--cache", "--cache-limit", "--plan",
+    },
 }  # fmt: skip
 
 

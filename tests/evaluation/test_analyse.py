@@ -97,27 +97,27 @@ def bits(row):
 
 def test_every_figure_of_a_two_language_example_is_the_one_worked_out(two):
     table = table_of(analyse([two], num_resamples=100_000))
-    assert [item.name for item in table.set_ups] == ["last_layer-seed-0", "transformer_softmax-seed-0"]
-    assert table.reference == "last_layer-seed-0"
+    assert [item.name for item in table.set_ups] == ["last_layer", "transformer_softmax"]
+    assert table.reference == "last_layer"
     si = language_of(table, "si")
     assert (si.name, si.script, si.direction, si.seen, si.n) == ("Sinhala", "Sinh", "ltr", False, 6)
-    assert si.accuracies["transformer_softmax-seed-0"].mean == pytest.approx(5 / 6)
-    assert si.accuracies["last_layer-seed-0"].by_seed == pytest.approx((2 / 6,))
-    difference = si.differences["transformer_softmax-seed-0"]
+    assert si.accuracies["transformer_softmax"].mean == pytest.approx(5 / 6)
+    assert si.accuracies["last_layer"].by_seed == pytest.approx((2 / 6,))
+    difference = si.differences["transformer_softmax"]
     assert (difference.wins, difference.losses) == (3, 0)
     assert difference.mean == pytest.approx(0.5)
     assert difference.p_mcnemar == pytest.approx(stats.binomtest(3, 3).pvalue)
     # Unseen: si with 3 of 3 discordant rows, ta with 2 of 2: Holm takes the smaller p twice, the other once.
     assert difference.p_mcnemar_holm == pytest.approx(0.5)
-    ta = language_of(table, "ta").differences["transformer_softmax-seed-0"]
+    ta = language_of(table, "ta").differences["transformer_softmax"]
     assert (ta.wins, ta.losses, ta.p_mcnemar, ta.p_mcnemar_holm) == (2, 0, 0.5, 0.5)
-    en = language_of(table, "en").differences["transformer_softmax-seed-0"]
+    en = language_of(table, "en").differences["transformer_softmax"]
     assert (en.p_bootstrap_holm, en.p_mcnemar_holm) == (None, None)
     # The average of si and ta, whose rows are translations: every resample of 6 rows, enumerated.
     (zero_shot,) = (row for row in table.averages if row.name == "zero-shot average")
     values = (bits(OURS["si"]) - bits(THEIRS["si"]) + bits(OURS["ta"]) - bits(THEIRS["ta"])) / 2
     means = np.array([values[list(drawn)].mean() for drawn in itertools.product(range(6), repeat=6)])
-    found = zero_shot.differences["transformer_softmax-seed-0"]
+    found = zero_shot.differences["transformer_softmax"]
     assert (zero_shot.languages, zero_shot.n) == (("si", "ta"), 12)
     assert (found.wins, found.losses, found.p_mcnemar, found.p_bootstrap_holm) == (5, 0, None, None)
     assert found.mean == pytest.approx(values.mean())
@@ -151,7 +151,7 @@ def test_languages_of_unlike_rows_are_not_parallel(tmp_path):
     apart = ((si.var() + ta.var()) / 6) ** 0.5 / 2
     (zero_shot,) = (row for row in table.averages if row.name == "zero-shot average")
     assert not table.parallel
-    found = zero_shot.differences["transformer_softmax-seed-0"]
+    found = zero_shot.differences["transformer_softmax"]
     assert found.detectable == pytest.approx((1.959964 + 0.841621) * apart, rel=1e-4)
 
 
@@ -176,8 +176,8 @@ def test_seeds_are_one_setup_and_averaged(tmp_path):
 def test_unreadable_answers_are_wrong_and_their_own_figure(tmp_path):
     write_run(tmp_path, "last_layer-seed-0", {"si": "11x0", "ta": "1111"})
     accuracy = language_of(table_of(analyse([tmp_path], num_resamples=FEW), "generate"), "si").accuracies
-    assert accuracy["last_layer-seed-0"].mean == pytest.approx(0.5)
-    assert accuracy["last_layer-seed-0"].unreadable == pytest.approx(0.25)
+    assert accuracy["last_layer"].mean == pytest.approx(0.5)
+    assert accuracy["last_layer"].unreadable == pytest.approx(0.25)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_bridges_layer_sweep_and_baselines_are_told_apart_and_in_this_order(two)
         ("baseline", None),
     ]
     assert "majority" not in [item.name for item in table_of(analysis, "generate").set_ups]
-    assert [claim.set_up for claim in analysis.claims] == ["transformer_softmax-seed-0"]
+    assert [claim.set_up for claim in analysis.claims] == ["transformer_softmax"]
 
 
 def test_one_run_of_a_baseline_is_compared_with_every_seed(tmp_path):
@@ -247,11 +247,11 @@ def test_runs_are_paired_by_seed(two, ours, theirs, group, expected):
 
 def test_the_reference_is_the_last_layer_unless_another_is_named(two):
     write_run(two, "attention_pool-seed-0", OURS)
-    assert table_of(analyse([two], num_resamples=FEW)).reference == "last_layer-seed-0"
-    other = analyse([two], num_resamples=FEW, reference="attention_pool-seed-0")
-    assert table_of(other).reference == "attention_pool-seed-0"
-    with pytest.raises(ConfigError, match=r"Unknown set-up 'last_layr-seed-0'\. Did you mean 'last_layer-seed-0'"):
-        analyse([two], reference="last_layr-seed-0")
+    assert table_of(analyse([two], num_resamples=FEW)).reference == "last_layer"
+    other = analyse([two], num_resamples=FEW, reference="attention_pool")
+    assert table_of(other).reference == "attention_pool"
+    with pytest.raises(ConfigError, match=r"Unknown set-up 'last_layr'\. Did you mean 'last_layer'"):
+        analyse([two], reference="last_layr")
 
 
 def test_a_plain_last_layer_comes_before_another_recipes(tmp_path):
@@ -265,7 +265,7 @@ def test_a_plain_last_layer_comes_before_another_recipes(tmp_path):
 def test_without_a_last_layer_the_first_setup_is_the_reference(tmp_path):
     write_run(tmp_path, "transformer_softmax-seed-0", OURS)
     write_run(tmp_path, "global_softmax-seed-0", THEIRS)
-    assert table_of(analyse([tmp_path], num_resamples=FEW)).reference == "global_softmax-seed-0"
+    assert table_of(analyse([tmp_path], num_resamples=FEW)).reference == "global_softmax"
 
 
 def test_averages_are_over_the_languages_that_all_setups_have(two):
@@ -283,7 +283,7 @@ def test_without_unseen_languages_holm_is_over_all_and_there_is_no_zero_shot_ave
     table = table_of(analysis)
     assert [row.name for row in table.averages] == ["average"]
     assert analysis.claims[0].average == "average"
-    assert all(row.differences["transformer_softmax-seed-0"].p_mcnemar_holm is not None for row in table.languages)
+    assert all(row.differences["transformer_softmax"].p_mcnemar_holm is not None for row in table.languages)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def test_claims_have_the_main_task_first_and_the_transformer_softmax_first_in_ea
         for name in ("transformer_softmax-seed-0", "global_softmax-seed-0", "last_layer-seed-0"):
             write_run(tmp_path / task, name, OURS, task=task)
     found = [(claim.task, claim.set_up) for claim in analyse([tmp_path], num_resamples=FEW, main="beta").claims]
-    names = ["transformer_softmax-seed-0", "global_softmax-seed-0"]
+    names = ["transformer_softmax", "global_softmax"]
     assert found == [(task, name) for task in ("beta", "alpha") for name in names]
     assert analyse([tmp_path], num_resamples=FEW).claims[0].task == "alpha"
     with pytest.raises(ConfigError, match="Unknown task 'gamma'.*Known: alpha, beta"):
@@ -329,7 +329,7 @@ def test_weights_curves_and_origins_come_from_the_runs_files(two):
     )
     write_weights(weights, run / "evaluation" / "news-test" / "layer_weights.json")
     analysis = analyse([two], num_resamples=FEW)
-    assert [(item.set_up, item.weights) for item in analysis.weights] == [(run.name, weights)]
+    assert [(item.set_up, item.weights) for item in analysis.weights] == [("transformer_softmax", weights)]
     (curve,) = analysis.curves
     assert [(point.step, point.value) for point in curve.train_loss] == [(5, 2.5)]
     assert [(point.step, point.value) for point in curve.dev_accuracy] == [(10, 0.5)]

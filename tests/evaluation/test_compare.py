@@ -176,7 +176,7 @@ def test_texts_cut_and_unlike_limits_are_noted():
     cut = other(languages={"en": make_language(truncated=3)}, max_source_tokens=200)
     notes = comparison([make_results({"en": make_language()}), cut]).notes
     assert "last: texts cut at 200 tokens: en 3." in notes
-    assert "Encoder tokens read per text differ: 512 in ts-seed-0, 200 in last." in notes
+    assert "Tokens read per text differ: 200 in last; 512 in ts-seed-0." in notes
 
 
 def generated_only(**changes):

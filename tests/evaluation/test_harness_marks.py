@@ -1,7 +1,7 @@
 """Marks in harness prompts: what is marked comes back to the character, or is refused with a reason."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layerbridge.errors import DataError
@@ -14,6 +14,7 @@ texts = pieces.map("".join)
 spoken = texts.filter(str.strip)
 
 
+@settings(deadline=None)
 @given(text=spoken, prompt=texts, space=st.sampled_from(["", "\n", "  "]))
 def test_what_is_marked_and_what_follows_come_back_to_the_character(text, prompt, space):
     reading = read_context(space + mark(text) + escape(prompt))
@@ -21,11 +22,13 @@ def test_what_is_marked_and_what_follows_come_back_to_the_character(text, prompt
     assert reading.prompt == (prompt if prompt.strip() else None)
 
 
+@settings(deadline=None)
 @given(text=spoken)
 def test_a_context_without_marks_goes_through_the_encoder_as_it_is(text):
     assert read_context(escape(text)) == (text, None)
 
 
+@settings(deadline=None)
 @given(context=texts)
 def test_every_context_is_read_or_refused(context):
     try:

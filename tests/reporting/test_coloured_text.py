@@ -96,7 +96,7 @@ def test_a_plain_cut_at_words_comes_back_word_by_word(words):
     ],
 )
 def test_markers_bytes_and_normalised_spellings_find_their_letters(text, tokens, wanted):
-    assert [piece.body for piece in cut(sentence(text, tokens)) if not piece.is_special] == wanted
+    assert [piece.body for piece in cut(sentence(text, tokens)) if piece.body] == wanted
 
 
 def test_special_tokens_stand_for_no_text_and_keep_their_place():
@@ -105,6 +105,17 @@ def test_special_tokens_stand_for_no_text_and_keep_their_place():
         ("", True), ("", True), ("ab", False), ("cd", False), ("", True),
     ]  # fmt: skip
     assert pieces[3].lead == " "
+
+
+def test_a_lone_space_marker_keeps_its_weights_to_itself():
+    found = sentence("ab cd ", ["▁", "ab", "▁", "c", "d", "</s>"])
+    pieces = cut(found)
+    assert [(piece.text, piece.tokens, piece.is_special) for piece in pieces] == [
+        ("", ("▁",), False), ("ab", ("ab",), False), (" ", ("▁",), False), ("c", ("c",), False), ("d", ("d",), False),
+        (" ", (), False), ("", ("</s>",), True),
+    ]  # fmt: skip
+    assert pieces[3].weights == found.weights[3]
+    assert pieces[2].body == ""
 
 
 def test_merged_tokens_have_the_mean_of_their_weights():

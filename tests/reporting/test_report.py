@@ -328,9 +328,7 @@ def test_a_file_in_the_folders_place_is_not_overwritten(tmp_path):
         write_report(small_analysis(), tmp_path / "report")
 
 
-@pytest.mark.parametrize(
-    ("package", "wanted"), [("jinja2", "Pages need jinja2"), ("matplotlib", "Charts need matplot")]
-)
+@pytest.mark.parametrize(("package", "wanted"), [("jinja2", "Pages need jinja2"), ("matplotlib", "Charts need")])
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch, tmp_path, package, wanted):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(ConfigError, match=rf"{wanted}.*pip install 'layerbridge\[study\]'"):

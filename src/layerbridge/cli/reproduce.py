@@ -48,7 +48,6 @@ def reproduce(
     from layerbridge.studies.processes import start_workers, stop_workers
     from layerbridge.studies.reproduce import plan_study
     from layerbridge.studies.study import load_study
-    from layerbridge.studies.study import Job
     from layerbridge.studies.work import Workshop
 
     loaded = load_study(study)
@@ -103,7 +102,7 @@ def _work(plan: "Plan", workshop: "Workshop", *, leads: bool) -> None:
     left = [job for job in plan.jobs if not workshop.is_done(job)]
     if not left:
         return
-    features = workshop.plan_features(left)
+    features = workshop.plan_features(plan.jobs, left)
     texts, size = workshop.missing(features)
     if leads:
         kept = sum(item.num_texts for item in features.values())
@@ -139,26 +138,20 @@ def _show_plan(plan: "Plan", workshop: "Workshop") -> None:
     from layerbridge.studies.reproduce import costs
 
     table = Table(title=f"{plan.study.title}: {plan.pair.title}", pad_edge=False)
-    for heading in ("task", "rows", "runs", "baselines", "done", "steps left", "answers left"):
-        table.add_column(heading, justify="left" if heading in ("task", "rows") else "right")
+    for heading in ("task", "train", "dev", "test", "languages", "jobs", "done", "steps left", "answers left"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
     found = costs(plan, workshop)
     for cost in found:
-        limit = f", first {cost.limit}" if cost.limit else ""
-        rows = f"{cost.train_rows} train, {cost.dev_rows} dev, {cost.test_rows} {cost.split}{limit}"
-        table.add_row(
-            f"{cost.task}\n{cost.source}",
-            f"{rows}\nin {cost.num_languages} languages",
-            str(cost.num_runs),
-            str(cost.num_baselines),
-            str(cost.num_done),
-            f"{cost.steps_left:,}",
-            f"{cost.answers_left:,}",
-        )
+        numbers = (cost.train_rows, cost.dev_rows, cost.test_rows, cost.num_languages, cost.num_jobs, cost.num_done)
+        table.add_row(cost.task, *map(str, numbers), f"{cost.steps_left:,}", f"{cost.answers_left:,}")
     console = Console()
     console.print(table)
+    for cost in found:
+        limit = f", the first {cost.limit} rows a language" if cost.limit else ""
+        typer.echo(f"{cost.task}: split {cost.split} of {cost.source}{limit}; trained on {cost.train_source}.")
     for note in plan.notes:
-        console.print(note)
-    console.print(f"{len(plan.jobs)} jobs, {sum(cost.num_done for cost in found)} of them done, in {plan.out}.")
+        typer.echo(note)
+    typer.echo(f"{len(plan.jobs)} jobs, {sum(cost.num_done for cost in found)} of them done, in {plan.out}.")
 
 
 def _report(plan: "Plan", folder: Path, *, command: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from layerbridge.errors import ConfigError, DataError
-from layerbridge.results import LanguageScore, Method, Results
+from layerbridge.results import LanguageScore, Method, Provenance, Results
 
 AVERAGE = "average"
 ZERO_SHOT_AVERAGE = "zero-shot average"
@@ -181,7 +181,7 @@ def group_seeds(results: Sequence[Results]) -> list[list[Results]]:
 
 def columns_of(groups: Sequence[Sequence[Results]]) -> tuple[Column, ...]:
     """Return name, number of seeds and runs of each group; names are unique."""
-    names = [_group_name([result.provenance.run for result in group]) for group in groups]
+    names = [_group_name([result.provenance for result in group]) for group in groups]
     columns = []
     for number, (name, group) in enumerate(zip(names, groups, strict=True), start=1):
         unique = name if names.count(name) == 1 else f"{name} [{number}]"
@@ -190,10 +190,11 @@ def columns_of(groups: Sequence[Sequence[Results]]) -> tuple[Column, ...]:
     return tuple(columns)
 
 
-def _group_name(runs: Sequence[str]) -> str:
-    """Return what the names of a group's runs have in common: `ts-seed-0`, `ts-seed-1` -> `ts`."""
+def _group_name(origins: Sequence[Provenance]) -> str:
+    """Return what the names of a group's runs have in common: `ts-seed-0`, `ts-seed-1` -> `ts`, also of one alone."""
+    runs = [origin.run for origin in origins]
     if len(set(runs)) == 1:
-        return runs[0]
+        return runs[0].removesuffix(f"-seed-{origins[0].seed}") or runs[0]
     pairs = zip(min(runs), max(runs), strict=False)
     common = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     return re.sub(r"([-_. ](seed|s)?)*[-_. ]*$", "", common) or " + ".join(runs)
@@ -251,8 +252,11 @@ def notes_on_runs(results: Sequence[Results], common: Sequence[str], codes: set[
         yield f"Languages seen in training are unknown of {', '.join(unknown)}."
     limits = {result.provenance.max_source_tokens for result in results}
     if len(limits) > 1:
-        found = ", ".join(f"{r.provenance.max_source_tokens} in {r.provenance.run}" for r in results)
-        yield f"Encoder tokens read per text differ: {found}."
+        runs_by_limit: dict[int, list[str]] = {}
+        for result in results:
+            runs_by_limit.setdefault(result.provenance.max_source_tokens, []).append(result.provenance.run)
+        found = "; ".join(f"{limit} in {_some(runs)}" for limit, runs in sorted(runs_by_limit.items()))
+        yield f"Tokens read per text differ: {found}."
     runs_by_cut: dict[tuple[int, str], list[str]] = {}
     for result in results:
         cut = {code: score.truncated for code, score in sorted(result.languages.items()) if score.truncated}
@@ -260,7 +264,12 @@ def notes_on_runs(results: Sequence[Results], common: Sequence[str], codes: set[
             found = ", ".join(f"{code} {num}" for code, num in cut.items())
             runs_by_cut.setdefault((result.provenance.max_source_tokens, found), []).append(result.provenance.run)
     for (limit, found), runs in runs_by_cut.items():
-        yield f"{', '.join(runs)}: texts cut at {limit} tokens: {found}."
+        yield f"{_some(runs)}: texts cut at {limit} tokens: {found}."
+
+
+def _some(runs: Sequence[str]) -> str:
+    shown = runs if len(runs) <= 4 else [*runs[:3], f"{len(runs) - 3} more"]
+    return ", ".join(shown)
 
 
 def notes_on_seeds(checkpoints: Sequence[Sequence[Results]], groups: Sequence[Sequence[Results]]) -> Iterable[str]:

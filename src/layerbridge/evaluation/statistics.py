@@ -135,7 +135,7 @@ def bootstrap(problems: Sequence[Problem], *, num_resamples: int = NUM_RESAMPLES
     where d is the resampled rows' deviation of the seeds' mean, and s² the variance between the K seeds' means. s²/K
     holds two things that differ between seeds, the seeds themselves and their residual e on these rows, and d holds e
     as well; `g² = 1 - Var(e) / Var(d)`, from the mean squares of the table rows x seeds, counts it once. f is
-    `degrees_of_freedom`. With one seed it is the plain bootstrap over rows.
+    `degrees_of_freedom`. With one seed it is the plain bootstrap over rows, and so it is where nothing else is left.
     """
     found: list[Estimate] = []
     for start in range(0, len(problems), MAX_PROBLEMS_AT_ONCE):
@@ -181,8 +181,9 @@ def _estimate(problem: Problem, row_deviations_B: Matrix, seed: int) -> Estimate
     if num_seeds > 1:
         between = float(means_K.var(ddof=1)) / num_seeds
         rows = max(0.0, variance - _variance_of_residual(problem))
-        deviations_B = row_deviations_B * (np.sqrt(rows / variance) if variance > 0 else 0.0)
-        variance = rows + between
+        if rows + between > 0:  # otherwise the seeds agree by chance, which proves nothing of the rows
+            deviations_B = row_deviations_B * (np.sqrt(rows / variance) if variance > 0 else 0.0)
+            variance = rows + between
         if between > 0:
             freedom = degrees_of_freedom(num_seeds, share=between / variance)
             generator = np.random.default_rng([seed, 0])

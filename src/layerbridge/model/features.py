@@ -11,6 +11,7 @@ every later number, are the same to the bit however often the work was cut off.
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -169,7 +170,8 @@ class FeatureStore:
                 continue
             self._map(path)
             self._open_shards.add(shard.name)
-            os.utime(path)  # `make_room` drops those that were used longest ago
+            with suppress(OSError):  # a cache that may only be read
+                os.utime(path)  # `make_room` drops those that were used longest ago
 
     def make_room(self, plan: "FeaturePlan", max_bytes: int) -> int:
         """Delete the shards used longest ago, of any encoder, so that the plan fits in a cache of `max_bytes`.

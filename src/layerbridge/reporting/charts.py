@@ -33,11 +33,11 @@ def forests(task: TaskAnalysis, main: str | None) -> list[Figure]:
         return []
     low, high = 100 * min(0.0, *(d.low for d in found)), 100 * max(0.0, *(d.high for d in found))
     room = 0.04 * (high - low) or 1.0
-    return [_forest(task, name, rows, (low - room, high + room)) for name in names]
+    return [_forest(task, name, rows, (low - room, high + room), order=names[0]) for name in names]
 
 
 def _forest(
-    task: TaskAnalysis, name: str, rows: Sequence[LanguageRow | AverageRow], limits: tuple[float, float]
+    task: TaskAnalysis, name: str, rows: Sequence[LanguageRow | AverageRow], limits: tuple[float, float], *, order: str
 ) -> Figure:
     colour = set_up_colour(task, name)
     height = ROW * (len(rows) + 1) + MARGIN
@@ -68,15 +68,16 @@ def _forest(
         axes.grid(axis="x")
         axes.set_xlabel(f"points over {_short(set_up_name(task.reference))}, 95 % interval")
         title = f"{task_name(task.task)}, {METHODS[task.method]}: {set_up_name(name)} − {set_up_name(task.reference)}"
-        averages = "; ".join(
+        averages = ", ".join(
             f"{row.name} {points(row.differences[name].mean)}" for row in task.averages if name in row.differences
         )
+        sorting = "the largest gain on top" if name == order else f"in the order of {set_up_name(order)}"
+        seen = " A hollow mark is a language seen in training." if any(row.seen for row in task.languages) else ""
         return finish(
             drawing,
             key=slug(task.task, task.method, "gain", name),
             title=title,
-            says=f"Difference in points by language with 95 % intervals, largest gain on top. {averages}. "
-            "A hollow mark is a language seen in training.",
+            says=f"Points by language with 95 % intervals, {sorting}{averages and f'; {averages}'}.{seen}",
         )
 
 

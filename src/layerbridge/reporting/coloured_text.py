@@ -33,7 +33,7 @@ class Piece:
     """A part of the text that takes one colour."""
 
     text: str
-    """Its characters, white space before it included; empty: a special token, which stands for no text."""
+    """Its characters, white space before it included; empty: a token that stands for no text."""
     tokens: tuple[str, ...]
     """As the tokenizer spells them; empty: text that the encoder did not read, as it was cut."""
     weights: tuple[float, ...]
@@ -54,8 +54,8 @@ class Piece:
 
     @property
     def is_special(self) -> bool:
-        """Whether it stands for no text, as an end token does."""
-        return not self.text
+        """Whether it stands for no text and is no mere marker: an end token, say."""
+        return not self.text and any(token.strip(SPACE) for token in self.tokens)
 
     def mean_layer(self, layer_numbers: Sequence[int]) -> float:
         """Return the weighted mean of the layers' numbers: where in the encoder it draws from."""
@@ -95,7 +95,9 @@ def clings(before: str, after: str) -> bool:
 def cut(sentence: TokenWeights) -> list[Piece]:
     """Return a text as pieces, in its order; their texts joined are the text, and each token is in one of them."""
     text, tokens = sentence.text, sentence.tokens
-    owners = _owners(text, _letters(tokens))
+    letters = _letters(tokens)
+    lone = _lone_spaces(letters)
+    owners = _owners(text, letters, lone)
     pieces: list[Piece] = []
 
     def put(part: str, first: int, stop: int) -> None:
@@ -110,8 +112,8 @@ def cut(sentence: TokenWeights) -> list[Piece]:
             put(text[start:stop], used, used)
             continue
         first = own[0][0]
-        while first > used and not _is_opaque(tokens[first - 1]):
-            first -= 1  # a token without letters, such as a lone U+2581, joins what follows it
+        while first > used and first - 1 not in lone and not _is_opaque(tokens[first - 1]):
+            first -= 1  # a token whose letters were found nowhere joins what follows it
         for token in range(used, first):
             put("", token, token + 1)
         used = max(last for _, last in own) + 1
@@ -137,7 +139,13 @@ def _parts(text: str, owners: Sequence[_Owner]) -> list[tuple[int, int]]:
     return parts
 
 
-def _owners(text: str, letters: Sequence[_Letter]) -> list[_Owner]:
+def _lone_spaces(letters: Sequence[_Letter]) -> set[int]:
+    """Return the tokens that spell white space alone, such as a U+2581 before a word that is in no other token."""
+    spaces = {letter.first for letter in letters if letter.character.isspace()}
+    return spaces - {k for letter in letters if not letter.character.isspace() for k in (letter.first, letter.last)}
+
+
+def _owners(text: str, letters: Sequence[_Letter], lone: set[int]) -> list[_Owner]:
     """Return the tokens of each character, never going back; by alignment, as tokenizers normalise."""
     ours = [(folded, i) for i, character in enumerate(text) for folded in _fold(character)]
     theirs = [(folded, letter) for letter in letters for folded in _fold(letter.character)]
@@ -155,24 +163,26 @@ def _owners(text: str, letters: Sequence[_Letter]) -> list[_Owner]:
         for k in range(block[2]):
             own(block[0] + k, theirs[block[1] + k][1])
         at, there = block[0] + block[2], block[1] + block[2]
-    _fill(text, owners)
+    _fill(text, owners, lone)
     return owners
 
 
-def _fill(text: str, owners: list[_Owner]) -> None:
-    """Give white space to the token after it, and what a tokenizer dropped to the token before it."""
+def _fill(text: str, owners: list[_Owner], lone: set[int]) -> None:
+    """Give white space to its own token or the one after it, and what a tokenizer dropped to the one before it."""
     owned = [i for i, owner in enumerate(owners) if owner]
     if not owned:
         return
     following: _Owner = None
     for i in range(owned[-1], -1, -1):
         if owners[i] is None and (text[i].isspace() or i < owned[0]):
-            owners[i] = (following[0], following[0]) if following else None
+            token = following[0] if following else 0
+            token -= text[i].isspace() and token - 1 in lone
+            owners[i] = (token, token) if following else None
         following = owners[i] or following
     tail = text[owned[-1] + 1 :]
     is_cut = any(unicodedata.category(character)[0] not in "MCZ" for character in tail)
     before: _Owner = None
-    for i in range(owned[-1] + 1 if is_cut else len(text)):
+    for i in range(owned[-1] + 1 if is_cut else len(text.rstrip())):
         if owners[i] is None and before:
             owners[i] = (before[1], before[1])
         before = owners[i]

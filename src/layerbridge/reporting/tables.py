@@ -37,8 +37,6 @@ class Cell:
     """A second line."""
     mark: str = ""
     """`better` or `worse`: said by its p-values and interval."""
-    language: str = ""
-    """BCP 47 tag, where the text is in that language."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,9 +107,9 @@ def to_markdown(table: Table) -> str:
     return "\n".join([*lines, "", *notes] if notes else lines) + "\n"
 
 
-def text_cell(text: str | None, *, small: str = "", language: str = "") -> Cell:
+def text_cell(text: str | None) -> Cell:
     """Return a cell that is its own value."""
-    return Cell(text=text or NOTHING, values=(text,), small=small, language=language)
+    return Cell(text=text or NOTHING, values=(text,))
 
 
 def empty_cell(column: Column) -> Cell:

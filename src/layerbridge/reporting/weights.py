@@ -99,7 +99,8 @@ def mixtures(analysis: Analysis) -> list[Mixture]:
     groups: dict[tuple[str, str, tuple[int, ...]], list[LayerWeights]] = {}
     for item in analysis.weights:
         key = (item.weights.task, item.set_up, item.weights.layer_numbers)
-        groups.setdefault(key, []).append(item.weights)
+        if item.weights.languages:
+            groups.setdefault(key, []).append(item.weights)
     return [
         Mixture(
             key=slug(task, set_up, "weights"),
@@ -111,7 +112,6 @@ def mixtures(analysis: Analysis) -> list[Mixture]:
             by_script=_by_script(runs),
         )
         for (task, set_up, numbers), runs in groups.items()
-        if any(run.languages for run in runs)
     ]
 
 
@@ -143,7 +143,7 @@ def colour_texts(sentences: Sequence[TokenWeights], numbers: Sequence[int], *, t
     to token, and a text flickers over nothing. The scale spans what these texts use, and is told beside them.
     """
     pieces = [cut(sentence) for sentence in sentences]
-    means = [p.mean_layer(numbers) for parts in pieces for p in parts if p.weights and not p.is_special]
+    means = [p.mean_layer(numbers) for parts in pieces for p in parts if p.weights and p.body]
     low, high = scale(means, numbers)
     return ColouredTexts(
         title=title,
@@ -189,7 +189,7 @@ def _coloured(piece: Piece, numbers: Sequence[int], low: float, high: float) -> 
     mean = piece.mean_layer(numbers)
     each = ", ".join(f"{n}: {100 * w:.0f} %" for n, w in zip(numbers, piece.weights, strict=True))
     says = f"{tokens}: mean layer {mean:.2f} (layer {each})"
-    return ColouredPiece(piece=piece, colour="" if piece.is_special else shade((mean - low) / (high - low)), says=says)
+    return ColouredPiece(piece=piece, colour=shade((mean - low) / (high - low)) if piece.body else "", says=says)
 
 
 def _readable(token: str) -> str:

@@ -43,7 +43,8 @@ def find_tasks(study: Study, pair: Pair, data: Path | None) -> tuple[dict[str, K
             continue
         local = local_task(data, name)
         if local is None:
-            left_out[name] = why_missing(data, name)
+            # The report says it too, and where the folder lies is nobody's business.
+            left_out[name] = why_missing(data, name).replace(str(data), "the data folder")
             continue
         recipe = study.recipe(pair, name, study.reference, 0, name="probe")
         wanted = recipe.evaluation.languages

@@ -23,7 +23,8 @@ class TaskCost:
     task: str
     """The study's name for it."""
     source: str
-    """The task as read, and from where."""
+    """Where its test rows are read."""
+    train_source: str
     split: str
     limit: int | None
     num_languages: int
@@ -31,11 +32,9 @@ class TaskCost:
     dev_rows: int
     test_rows: int
     """Over all languages."""
-    num_runs: int
-    """Bridges to train."""
-    num_baselines: int
+    num_jobs: int
+    """Bridges to train and baselines to ask."""
     num_done: int
-    """Of both."""
     steps_left: int
     """Optimizer updates."""
     answers_left: int
@@ -128,22 +127,21 @@ def costs(plan: Plan, workshop: Workshop) -> list[TaskCost]:
 def _cost(task: str, plan: Plan, workshop: Workshop) -> TaskCost:
     jobs = [job for job in plan.jobs if job.task == task]
     left = [job for job in jobs if not workshop.is_done(job)]
-    bridges = [job for job in jobs if job.kind == "bridge"]
     first = jobs[0].recipe
     read = workshop.inputs.of(first)
     evaluation = first.evaluation
     test_rows = sum(len(split.examples[: evaluation.limit]) for split in read.splits.values())
     return TaskCost(
         task=task,
-        source=f"{read.task.name}: {next(iter(read.splits.values())).source}, trained on {read.train.source}",
+        source=next(iter(read.splits.values())).source,
+        train_source=read.train.source,
         split=evaluation.split,
         limit=evaluation.limit,
         num_languages=len(read.splits),
         train_rows=len(read.train),
         dev_rows=len(read.dev),
         test_rows=test_rows,
-        num_runs=len(bridges),
-        num_baselines=len(jobs) - len(bridges),
+        num_jobs=len(jobs),
         num_done=len(jobs) - len(left),
         steps_left=sum(
             num_steps(job.recipe.training, len(workshop.inputs.of(job.recipe).train))

@@ -6,6 +6,7 @@ there, which is written last. So the same command goes on where it was, whoever 
 
 import hashlib
 import json
+import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import load_bridge
 from layerbridge.model.features import FeaturePlan, FeatureStore
 from layerbridge.model.llm_reader import LLMReader
+from layerbridge.results import setup_sha256
 from layerbridge.studies.inputs import InputCache, encoder_parts
 from layerbridge.studies.study import Job
 from layerbridge.training.run import read_record
@@ -86,12 +88,16 @@ class Workshop:
     # ---------------------------------------------------------------------------------------------------------------
     # Features
 
-    def plan_features(self, jobs: Sequence[Job]) -> dict[str, FeaturePlan]:
-        """Return what is to be encoded for the jobs, by encoder.
+    def plan_features(self, jobs: Sequence[Job], left: Sequence[Job]) -> dict[str, FeaturePlan]:
+        """Return what is to be encoded for the jobs that are left, by encoder; trained encoders have none.
 
-        Raises:
-            ConfigError: no encoder of theirs is frozen, so that nothing can be kept.
+        Where the cache is too small for all jobs, which texts are in it follows from all of them: it must not depend on
+        where a study was cut off.
         """
+        plans = self._plan(jobs)
+        return plans if any(plan.num_left_out for plan in plans.values()) else self._plan(left)
+
+    def _plan(self, jobs: Sequence[Job]) -> dict[str, FeaturePlan]:
         plans = {}
         for key, mine in self._by_encoder(jobs).items():
             bridge = self.bridge(mine[0])
@@ -186,6 +192,7 @@ class Workshop:
         """Do one job, whole."""
         began = time.monotonic()
         folder = self._folder(job)
+        logging.getLogger("layerbridge.training").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # texts that are cut are counted in every result
             passes = {
@@ -228,6 +235,7 @@ class Workshop:
                 states="fused",
                 seed=recipe.training.seed,
                 run=name,
+                bridge_setup_sha256=setup_sha256(recipe),
                 max_train_source_tokens=recipe.training.max_source_tokens,
             )
         if not self.keep_checkpoints:
@@ -264,7 +272,7 @@ class Workshop:
         # Its tokens are the LLM's, and a language it was not made for takes many of them.
         longest = max(LLM_SOURCE_TOKENS, recipe.evaluation.max_source_tokens)
         evaluate_llm_alone(
-            LLMReader.build(recipe.llm, recipe.prompt),
+            LLMReader.build(recipe.llm.model_copy(update={"lora": None}), recipe.prompt),
             read.task,
             read.splits,
             recipe.evaluation.model_copy(update={"max_source_tokens": longest}),
