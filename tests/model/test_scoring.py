@@ -4,11 +4,14 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from layerbridge.config import PromptConfig
 from layerbridge.errors import ConfigError, DataError
 from layerbridge.model import scoring
 from layerbridge.model.generation import _generate, generation_options
+from layerbridge.model.scoring import build_trie
 from tests import tiny
 from tests.model.test_bridge import ANSWERS, TEXTS, make
 
@@ -67,6 +70,59 @@ def test_rows_that_end_early_leave_the_others_as_they_are(tiny_models, llm):
     torch.testing.assert_close(scores, bridge.score(TEXTS, ANSWERS), atol=1e-4, rtol=1e-4)
 
 
+TAKES_TRIES = [llm for llm in tiny.LLMS if not llm.startswith("gemma")]  # their window here is shorter than the texts
+MANY = ["yes", "yes no", "yes no no", "no", "no yes", "maybe not", "maybe", "yes no no yes"]
+
+
+@pytest.mark.parametrize("llm", TAKES_TRIES)
+def test_answers_side_by_side_score_as_each_after_its_own_prefix(tiny_models, monkeypatch, llm):
+    bridge = make(tiny_models, llm=llm, prompt=PromptConfig(text="two three"))
+    together = bridge.score(TEXTS, MANY)
+    assert scoring._TAKES_TRIES[bridge.llm]
+    monkeypatch.setattr(scoring, "_takes_tries", lambda *_: False)
+    torch.testing.assert_close(together, bridge.score(TEXTS, MANY), atol=1e-4, rtol=1e-4)
+    for column, answer in enumerate(MANY):
+        torch.testing.assert_close(together[:, [column]], bridge.score(TEXTS, [answer]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("llm", TAKES_TRIES)
+def test_an_llm_that_takes_no_trie_is_found_out_and_reads_copies(tiny_models, monkeypatch, llm):
+    bridge = make(tiny_models, llm=llm)
+    wanted = bridge.score(TEXTS, MANY)
+
+    def wrong(reader, rows, cache, first_BV, spliced):
+        return scoring._score_copies(reader, rows, cache, first_BV, spliced) + 1
+
+    for broken in (wrong, lambda *_: (_ for _ in ()).throw(ValueError("a 4D mask"))):
+        monkeypatch.setattr(scoring, "_TAKES_TRIES", {})
+        monkeypatch.setattr(scoring, "_score_trie", broken)
+        torch.testing.assert_close(bridge.score(TEXTS, MANY), wanted, atol=1e-4, rtol=1e-4)
+        assert list(scoring._TAKES_TRIES.values()) == [False]
+
+
+def test_beyond_a_sliding_window_answers_read_copies(tiny_models, monkeypatch):
+    bridge = make(tiny_models, llm="gemma3")
+    wanted = bridge.score(TEXTS, MANY)
+    monkeypatch.setattr(bridge.llm.config.get_text_config(), "sliding_window", 3)
+    monkeypatch.setattr(scoring, "_score_trie", None)
+    assert bridge.score(TEXTS, MANY).shape == wanted.shape
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), min_size=1, max_size=8))
+def test_a_trie_has_each_beginning_once_and_every_answers_path(answers):
+    rows = [[*answer, 9] for answer in answers]
+    trie = build_trie(rows)
+    paths = []
+    for node, parent in enumerate(trie.parents):
+        assert parent < node
+        paths.append((*(paths[parent] if parent >= 0 else ()), trie.tokens[node]))
+    assert sorted(paths) == sorted({tuple(row[:end]) for row in rows for end in range(1, len(row))})
+    assert [len(path) for path in paths] == trie.depths
+    for number, row in enumerate(rows):
+        steps = [(paths[node], token) for answer, node, token in trie.steps if answer == number]
+        assert steps == [(tuple(row[:end]), row[end]) for end in range(1, len(row))]
+
+
 @pytest.mark.parametrize("llm", tiny.LLMS)
 def test_many_answers_in_several_passes_after_one_prefix(tiny_models, monkeypatch, llm):
     bridge = make(tiny_models, llm=llm)
@@ -79,13 +135,14 @@ def test_many_answers_in_several_passes_after_one_prefix(tiny_models, monkeypatc
 
 def test_the_encoder_and_the_prefix_are_read_once(tiny_models, counted):
     bridge = make(tiny_models)
+    bridge.score(TEXTS, ANSWERS)  # finds out whether the LLM takes tries
     passes = counted(bridge)
     bridge.answer(TEXTS, ANSWERS, max_new_tokens=4)
     assert len(passes["encoder"]) == 1
     prefix, *steps, answers = passes["llm"]
     assert prefix[0] == len(TEXTS)
     assert [length for _, length in steps] == [1] * 3
-    assert answers == (len(TEXTS) * len(ANSWERS), max(map(len, bridge.processor.answer_ids(ANSWERS))) - 1)
+    assert answers == (len(TEXTS), len(build_trie(bridge.processor.answer_ids(ANSWERS)).tokens))
 
 
 def test_ended_rows_are_not_decoded_further(tiny_models, counted):
@@ -94,6 +151,7 @@ def test_ended_rows_are_not_decoded_further(tiny_models, counted):
     bridge.llm.generation_config.eos_token_id = first_B[0]
     left = len(TEXTS) - first_B.count(first_B[0])
     assert left, "the rows are too much alike for this test"
+    bridge.score(TEXTS, ANSWERS)
     passes = counted(bridge)
     bridge.answer(TEXTS, ANSWERS, max_new_tokens=2)
     assert passes["llm"][1:-1] == [(left, 1)]

@@ -1,14 +1,17 @@
 """Scoring of given answers, alone or together with the greedy text, after one pass over what stands before them.
 
-Shapes: B batch, N answers, R rows of a pass (B x N, or texts not yet ended), T LLM positions, A answer tokens, D LLM
-width, V LLM vocabulary.
+Shapes: B batch, N answers, M nodes of the answers' trie, R rows of a pass (B x N, or texts not yet ended), T LLM
+positions, A answer tokens, D LLM width, V LLM vocabulary.
 
-All answers follow the same prefix, and so does the greedy text: the prefix is read once and its cache is shared.
+All answers follow the same prefix, and so does the greedy text: the prefix is read once and its cache is shared. The
+answers stand side by side after it, as a trie: beginnings that they share are read once, and each token sees the
+prefix and its own beginning alone. LLMs that do not take such a mask read a copy of the prefix for each answer.
 """
 
 import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -149,13 +152,104 @@ def _score_after(reader: PrefixReader, prefix: Prefix, rows: list[list[int]]) ->
     starts = range(0, len(rows), per_pass)
     columns = []
     for start in starts:
+        some = rows[start : start + per_pass]
+        score = _score_trie if _takes_tries(reader, prefix, some) else _score_copies
         cache = prefix.cache if start == starts[-1] else copy.deepcopy(prefix.cache)
-        columns.append(_score_pass(reader, rows[start : start + per_pass], cache, first_BV, prefix.spliced))
+        columns.append(score(reader, some, cache, first_BV, prefix.spliced))
     return torch.cat(columns, dim=1).cpu()
 
 
-def _score_pass(reader: PrefixReader, rows: list[list[int]], cache: Any, first_BV: Tensor, spliced: Spliced) -> Tensor:
-    """Score some answers (rows of ids) after a cached prefix; `cache` is consumed."""
+class Trie(NamedTuple):
+    """Answers as one tree: a node for each different beginning, the last token (the end) left out."""
+
+    tokens: list[int]
+    """M tokens, each after its parent."""
+    depths: list[int]
+    """M depths, from 1."""
+    parents: list[int]
+    """M numbers of the parents; -1: the prefix."""
+    steps: list[tuple[int, int, int]]
+    """(answer, node, token): this answer goes on from this node with this token."""
+
+
+def build_trie(rows: Sequence[Sequence[int]]) -> Trie:
+    """Return the answers' trie; a row is an answer's tokens with the end token."""
+    nodes: dict[tuple[int, ...], int] = {}
+    trie = Trie([], [], [], [])
+    for answer, row in enumerate(rows):
+        for length in range(1, len(row)):
+            beginning = tuple(row[:length])
+            if beginning not in nodes:
+                nodes[beginning] = len(nodes)
+                trie.tokens.append(row[length - 1])
+                trie.depths.append(length)
+                trie.parents.append(nodes.get(beginning[:-1], -1))
+            trie.steps.append((answer, nodes[beginning], row[length]))
+    return trie
+
+
+_TAKES_TRIES: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def _takes_tries(reader: PrefixReader, prefix: Prefix, rows: list[list[int]]) -> bool:
+    """Return whether the LLM reads a trie as it reads copies: found out once, on two texts."""
+    window = getattr(reader.llm.config.get_text_config(), "sliding_window", None)
+    longest = prefix.spliced.mask_BT.shape[1] + sum(map(len, rows))
+    if window is not None and longest > window:
+        return False
+    if reader.llm not in _TAKES_TRIES:
+        two = torch.arange(min(2, prefix.logits_BV.shape[0]), device=prefix.logits_BV.device)
+        first_BV = torch.log_softmax(prefix.logits_BV[two], dim=-1)
+        spliced = Spliced(*(part[two] for part in prefix.spliced))
+        found = []
+        for score in (_score_copies, _score_trie):
+            cache = copy.deepcopy(prefix.cache)
+            cache.batch_select_indices(two)
+            try:
+                found.append(score(reader, rows, cache, first_BV, spliced))
+            except (RuntimeError, TypeError, ValueError):  # an attention that wants another kind of mask
+                found.append(torch.full((len(two), len(rows)), torch.nan, device=first_BV.device))
+        tolerance = 1e-3 if found[0].dtype == torch.float32 and reader.llm.dtype == torch.float32 else 0.1
+        _TAKES_TRIES[reader.llm] = bool(torch.allclose(found[0], found[1], atol=tolerance, rtol=tolerance))
+    return _TAKES_TRIES[reader.llm]
+
+
+def _score_trie(reader: PrefixReader, rows: list[list[int]], cache: Any, first_BV: Tensor, spliced: Spliced) -> Tensor:
+    """Score some answers side by side after a cached prefix; `cache` is consumed."""
+    trie, device = build_trie(rows), reader.device
+    batch, num_nodes = spliced.mask_BT.shape[0], len(trie.tokens)
+    sees_MM = torch.eye(num_nodes, dtype=torch.bool)
+    for node, parent in enumerate(trie.parents):
+        if parent >= 0:
+            sees_MM[node] |= sees_MM[parent]
+    sees_BMT = torch.cat(
+        [
+            spliced.mask_BT[:, None, :].expand(-1, num_nodes, -1),
+            sees_MM.to(device)[None].expand(batch, -1, -1),
+        ],
+        dim=-1,
+    )
+    embeds_BMD = reader.embed(torch.tensor(trie.tokens, device=device).expand(batch, -1))
+    mask_B1MT = torch.zeros(sees_BMT.shape, dtype=embeds_BMD.dtype, device=device)
+    mask_B1MT = mask_B1MT.masked_fill(~sees_BMT, torch.finfo(embeds_BMD.dtype).min)[:, None]
+    logits_BMV = reader.llm(
+        inputs_embeds=embeds_BMD,
+        attention_mask=mask_B1MT,
+        position_ids=spliced.position_ids_BT[:, -1:] + torch.tensor(trie.depths, device=device),
+        past_key_values=cache,
+        use_cache=True,
+    ).logits.float()
+    answers_P, nodes_P, tokens_P = torch.tensor(trie.steps, device=device).T
+    totals_BM = torch.logsumexp(logits_BMV, dim=-1)
+    steps_BP = logits_BMV[:, nodes_P, tokens_P] - totals_BM[:, nodes_P]
+    scores_BN = first_BV[:, [row[0] for row in rows]]
+    return scores_BN.index_add(1, answers_P, steps_BP)
+
+
+def _score_copies(
+    reader: PrefixReader, rows: list[list[int]], cache: Any, first_BV: Tensor, spliced: Spliced
+) -> Tensor:
+    """Score some answers, each after a copy of a cached prefix; `cache` is consumed."""
     batch, count = spliced.mask_BT.shape[0], len(rows)
     answers_NA, real_NA = (tensor.to(reader.device) for tensor in pad_right(rows, 0))
     scores_BN = first_BV.gather(1, answers_NA[:, 0].expand(batch, count))

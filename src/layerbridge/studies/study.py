@@ -196,7 +196,10 @@ def _sweep(study: Study, pair: Pair, task: str, keys: Keys, layers: Iterable[int
     for layer in layers:
         for seed in sweep.seeds:
             name = f"layer-{layer}" + (f"-seed-{seed}" if len(sweep.seeds) > 1 else "")
-            one = {"fusion": {"name": "single_layer", "layer": layer}}
+            one = {
+                "fusion": {"name": "single_layer", "layer": layer},
+                "evaluation": {"methods": ["score"]},  # a task of free text takes its own
+            }
             recipe = study.recipe(pair, task, study.reference, seed, name=name, extra=[keys, one])
             jobs.append(Job(kind="bridge", task=task, name=name, recipe=recipe))
     return jobs

@@ -79,11 +79,10 @@ class Workshop:
         """Return whether a job is done, by this recipe and these versions."""
         return _read_json(self._folder(job) / JOB_FILE).get("key") == _key(job)
 
-    def lock(self, place: str) -> FileLock:
-        """Return the lock of one piece of work; the operating system frees it when its holder dies."""
-        folder = self.out / LOCKS
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{place.replace('/', '--')}.lock", timeout=0)
+    def lock(self, folder: Path, place: str) -> FileLock:
+        """Return the lock of one piece of work in a folder; the operating system frees it when its holder dies."""
+        (folder / LOCKS).mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / LOCKS / f"{place.replace('/', '--')}.lock", timeout=0)
 
     # ---------------------------------------------------------------------------------------------------------------
     # Features
@@ -126,7 +125,7 @@ class Workshop:
                 claimed = False
                 for shard in missing:
                     try:
-                        with self.lock(f"features-{shard.name}"):
+                        with self.lock(self.cache, shard.name):
                             if store.missing(FeaturePlan(shards=(shard,), num_bytes=0, num_left_out=0)):
                                 store.encode(shard, on_batch=on_texts)
                             claimed = True
@@ -169,7 +168,7 @@ class Workshop:
             claimed = False
             for job in left:
                 try:
-                    with self.lock(job.place):
+                    with self.lock(self.out, job.place):
                         claimed = True
                         if self.is_done(job):
                             continue
