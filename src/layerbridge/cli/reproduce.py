@@ -139,7 +139,8 @@ def _show_plan(plan: "Plan", workshop: "Workshop") -> None:
 
     table = Table(title=f"{plan.study.title}: {plan.pair.title}", pad_edge=False)
     for heading in ("task", "train", "dev", "test", "languages", "jobs", "done", "steps left", "answers left"):
-        table.add_column(heading, justify="left" if heading == "task" else "right")
+        is_name = heading == "task"
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name, overflow="fold")
     found = costs(plan, workshop)
     for cost in found:
         numbers = (cost.train_rows, cost.dev_rows, cost.test_rows, cost.num_languages, cost.num_jobs, cost.num_done)

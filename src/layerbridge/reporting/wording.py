@@ -10,8 +10,10 @@ from layerbridge.analysis import Claim, Difference, TaskAnalysis
 TASK_NAMES = {
     "sib200": "SIB-200",
     "xnli": "XNLI",
-    "indic_xnli": "IndicXNLI",
+    "indicxnli": "IndicXNLI",
     "sinhala_news": "Sinhala news",
+    "sinhala_news_rksk": "Sinhala news (rksk)",
+    "headlines": "Headlines",
     "amazon_reviews": "Amazon reviews",
 }
 """As their papers spell them; any other task is called what it is."""
@@ -19,14 +21,18 @@ TASK_NAMES = {
 SET_UP_NAMES = {
     "last_layer": "last layer",
     "single_layer": "single layer",
+    "layer_mean": "layer mean",
     "global_softmax": "Global Softmax",
+    "global_softmax_published": "Global Softmax as published",
+    "attention_pool": "attention pool",
+    "langbridge": "LangBridge's recipe",
     "transformer_softmax": "Transformer Softmax",
     "llm_alone": "LLM alone",
     "translate_then_llm": "translate, then LLM",
     "linear_probe_last_layer": "linear probe, last layer",
     "linear_probe_fused": "linear probe, fused",
 }
-"""Of set-ups that are called as their fusion or baseline."""
+"""Of set-ups that are called as their fusion or baseline, or as in a study of the package."""
 
 METHODS = {"score": "label scoring", "generate": "generate and match"}
 RESOURCES = ("left behind", "scraping by", "hopeful", "rising star", "underdog", "winner")
@@ -70,7 +76,12 @@ def task_name(task: str) -> str:
 
 
 def set_up_name(name: str) -> str:
-    """Return a set-up's name for readers."""
+    """Return a set-up's name for readers; a study's probes and its layer sweep are named after what they look at."""
+    kind, _, rest = name.partition("-")
+    if kind == "linear_probe" and rest:
+        return f"linear probe, {set_up_name(rest)}"
+    if kind == "layer" and rest.isdigit():
+        return f"layer {rest}"
     return SET_UP_NAMES.get(name, name)
 
 

@@ -58,7 +58,8 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the report says of tasks that are not in it."""
-        return tuple(f"Task {name} was left out: {reason}" for name, reason in self.left_out.items())
+        reasons = {name: reason.removeprefix(f"Task {name}: ") for name, reason in self.left_out.items()}
+        return tuple(f"Task {name} was left out: {reason}" for name, reason in reasons.items())
 
     @property
     def main(self) -> str | None:

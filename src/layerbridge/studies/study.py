@@ -196,11 +196,11 @@ def _sweep(study: Study, pair: Pair, task: str, keys: Keys, layers: Iterable[int
     for layer in layers:
         for seed in sweep.seeds:
             name = f"layer-{layer}" + (f"-seed-{seed}" if len(sweep.seeds) > 1 else "")
-            one = {
-                "fusion": {"name": "single_layer", "layer": layer},
-                "evaluation": {"methods": ["score"]},  # a task of free text takes its own
-            }
+            one = {"fusion": {"name": "single_layer", "layer": layer}}
             recipe = study.recipe(pair, task, study.reference, seed, name=name, extra=[keys, one])
+            if "score" in recipe.evaluation.methods:  # one way to read answers is enough to compare layers
+                evaluation = recipe.evaluation.model_copy(update={"methods": ("score",)})
+                recipe = recipe.model_copy(update={"evaluation": evaluation})
             jobs.append(Job(kind="bridge", task=task, name=name, recipe=recipe))
     return jobs
 
