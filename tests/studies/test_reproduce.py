@@ -106,16 +106,19 @@ def test_a_finished_study_does_nothing_again(undisturbed, study, encoder_passes,
     assert encoder_passes == []
 
 
-def test_two_processes_end_where_one_does(undisturbed, study, tmp_path):
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+
+
+@pytest.mark.parametrize("launcher", ["workers", "torchrun"])
+def test_two_processes_end_where_one_does(undisturbed, study, tmp_path, launcher):
     out = tmp_path / "out"
+    arguments = command(study, "--out", out, "--cache", tmp_path / "cache")
+    if launcher == "torchrun":
+        arguments = [*TORCHRUN, *arguments[2:]]
+    else:
+        arguments += ["--workers", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command(study, "--out", out, "--cache", tmp_path / "cache", "--workers", 2),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert outcome(out) == outcome(undisturbed[0])
 

@@ -1,5 +1,6 @@
 """Studies: the cells of a grid are recipes, put together as the study says."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,17 @@ def test_the_paper_study_has_the_cells_of_the_recipes(task, set_up):
     assert ours.task.model_copy(update={"rows_seed": None}) == theirs.task
     different = [name for name in Recipe.model_fields if getattr(ours, name) != getattr(theirs, name)]
     assert set(different) <= {"name", "task", *(["encoder"] if set_up == "langbridge" else [])}
+
+
+def test_the_study_in_the_documentation_is_one(tmp_path):
+    text = (RECIPES.parent / "docs/studies.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.S)
+    (tmp_path / "mine.yaml").write_text(block, encoding="utf-8")
+    study = load_study(str(tmp_path / "mine.yaml"))
+    _, pair = study.pair(None)
+    jobs = jobs_of(study, pair, {name: {} for name in study.task_names(pair)})
+    assert len(jobs) == 2 * 5 + 1 + 5  # with other rows for each seed there is a probe for each
+    assert {job.recipe.task.name for job in jobs} == {"tickets"}
 
 
 @pytest.mark.parametrize(
