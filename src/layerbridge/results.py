@@ -220,7 +220,18 @@ def setup_sha256(recipe: Recipe) -> str:
 
 def _without_later(data: dict[str, Any]) -> dict[str, Any]:
     """Leave out options that came after the first results, at their defaults: earlier hashes stay what they were."""
-    return {key: value for key, value in data.items() if (key, value) != ("boundary", "zeros")}
+    kept = {key: value for key, value in data.items() if (key, value) != ("boundary", "zeros")}
+    for part, later in _LATER.items():
+        if isinstance(kept.get(part), dict):
+            kept[part] = {k: v for k, v in kept[part].items() if k not in later or v != later[k]}
+    return kept
+
+
+_LATER: dict[str, dict[str, Any]] = {
+    "training": {"fusion_learning_rate": None, "group_by_length": False},
+    "task": {"rows_seed": None},
+}
+"""Part of a recipe -> options that came after the first results, and their defaults."""
 
 
 def _sha256(data: Any) -> str:

@@ -38,14 +38,17 @@ def fill(store, bridge, texts=TEXTS, **options):
     return plan
 
 
-@pytest.mark.parametrize("encoder", [name for name in tiny.ENCODERS if name != "nllb"])
+def never(*_):
+    raise AssertionError("the encoder was asked")
+
+
+@pytest.mark.parametrize("encoder", tiny.ENCODERS)
 def test_stored_states_are_the_encoders_for_every_encoder(tiny_models, tmp_path, encoder):
     bridge = build(tiny_models, encoder)
     store = store_of(bridge, tmp_path)
     fill(store, bridge)
     inputs = bridge.processor(TEXTS[3:9])
-    stored = store.lookup(inputs.source_ids, inputs.source_mask)
-    assert stored is not None
+    stored = store.layers(inputs.source_ids, inputs.source_mask, never)
     for layer_BSE, wanted_BSE in zip(stored, bridge.encoder(inputs.source_ids, inputs.source_mask), strict=True):
         real_BS1 = inputs.source_mask.unsqueeze(-1)
         torch.testing.assert_close(layer_BSE, wanted_BSE * real_BS1, atol=1e-5, rtol=1e-5)
@@ -75,13 +78,34 @@ def test_every_fusion_gives_the_same_losses_and_gradients_without_an_encoder_pas
         torch.testing.assert_close(stored_gradients[name], gradient, atol=1e-3, rtol=1e-3)
 
 
-def test_a_batch_with_an_unknown_text_goes_through_the_encoder(tiny_models, tmp_path):
+def test_of_a_batch_only_unknown_texts_go_through_the_encoder(tiny_models, tmp_path):
     bridge = build(tiny_models)
-    bridge.features = store_of(bridge, tmp_path)
-    fill(bridge.features, bridge)
-    passes = bridge.encoder.num_passes
-    bridge.fuse(bridge.processor([TEXTS[0], "something else"]))
-    assert bridge.encoder.num_passes == passes + 1
+    store = store_of(bridge, tmp_path)
+    fill(store, bridge)
+    inputs = bridge.processor(
+        ["a new and longer text than all of the others, which are short", TEXTS[0], "new", TEXTS[1]]
+    )
+    asked = []
+
+    def encoder(ids_BS, mask_BS):
+        asked.append(tuple(ids_BS.shape))
+        return bridge.encoder(ids_BS, mask_BS)
+
+    found = store.layers(inputs.source_ids, inputs.source_mask, encoder)
+    assert asked == [(2, inputs.source_ids.shape[1])]
+    real_BS1 = inputs.source_mask.unsqueeze(-1)
+    for layer_BSE, wanted_BSE in zip(found, bridge.encoder(inputs.source_ids, inputs.source_mask), strict=True):
+        torch.testing.assert_close(layer_BSE * real_BS1, wanted_BSE * real_BS1, atol=1e-5, rtol=1e-5)
+
+
+def test_one_layer_reads_one_layer(tiny_models, tmp_path):
+    bridge = build(tiny_models, fusion="last_layer")
+    store = store_of(bridge, tmp_path)
+    fill(store, bridge)
+    inputs = bridge.processor(TEXTS[:4])
+    stored = store.layers(inputs.source_ids, inputs.source_mask, never)
+    bridge.fusion(stored, inputs.source_mask)
+    assert list(stored._made) == [len(stored) - 1]
 
 
 def test_states_are_the_same_to_the_bit_after_an_interruption(tiny_models, tmp_path, monkeypatch):
@@ -121,7 +145,7 @@ def test_states_are_the_same_to_the_bit_after_an_interruption(tiny_models, tmp_p
 def test_a_plan_has_every_text_once_within_its_limit(planning_store, rows, max_bytes, shard_bytes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "SHARD_BYTES", shard_bytes)
-        plan = planning_store.plan([rows], max_bytes)
+        plan = planning_store.plan([rows[:7], rows[7:], rows], max_bytes)
     kept = [ids for shard in plan.shards for ids in shard.rows]
     different = list(dict.fromkeys(map(tuple, rows)))
     assert kept == different[: len(kept)]
@@ -147,6 +171,7 @@ def test_a_part_has_the_same_shards_in_every_plan(planning_store):
     alone = planning_store.plan([second])
     assert alone.shards == together.shards[1:]
     assert planning_store.plan([first, first]).num_texts == 2
+    assert planning_store.plan([first, [*first, *second]]).shards == together.shards
 
 
 def test_the_cache_makes_room_by_dropping_what_was_used_longest_ago(tiny_models, tmp_path):
@@ -159,6 +184,23 @@ def test_the_cache_makes_room_by_dropping_what_was_used_longest_ago(tiny_models,
     plan = store.plan([bridge.processor.source_ids(wanted, 512)])
     assert store.make_room(plan, plan.num_bytes + paths[1].stat().st_size) > 0
     assert [path.exists() for path in paths] == [False, True]
+
+
+def test_half_a_shard_of_a_killed_process_is_swept_away(tiny_models, tmp_path):
+    bridge = build(tiny_models)
+    store = store_of(bridge, tmp_path)
+    (shard,) = store.plan([bridge.processor.source_ids(TEXTS, 512)]).shards
+    store.folder.mkdir(parents=True)
+    (store.folder / f".{shard.name}.safetensors.123.partial").write_bytes(b"half")
+    store.encode(shard)
+    assert [path.name for path in store.folder.iterdir()] == [f"{shard.name}.safetensors"]
+
+
+def test_the_same_weights_in_another_config_are_another_encoder(tiny_models, tmp_path):
+    bridge = build(tiny_models)
+    folder = store_of(bridge, tmp_path).folder
+    bridge.encoder.model.config.layer_norm_epsilon = 0.1
+    assert store_of(bridge, tmp_path).folder != folder
 
 
 def test_other_layers_and_other_precisions_are_kept_apart(tiny_models, tmp_path):

@@ -9,11 +9,13 @@ import sys
 import time
 
 import pytest
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from layerbridge.cli import app
 from layerbridge.errors import ConfigError
 from layerbridge.model.encoder import FrozenEncoder
+from layerbridge.studies.processes import _take_gpu
 from layerbridge.studies.work import StudyError, Workshop
 from tests.studies.grid import LANGUAGES, outcome, write_study
 
@@ -79,8 +81,15 @@ def test_a_study_shows_its_plan_does_every_job_and_writes_the_report(undisturbed
 
 def test_the_encoder_reads_each_text_once(undisturbed):
     out, _, _ = undisturbed
-    for path in out.glob("headlines/*/job.json"):
+    jobs = list(out.glob("headlines/*/job.json"))
+    assert len(jobs) == 9
+    for path in jobs:
         assert json.loads(path.read_text())["encoder_passes"] == 0, path
+    shards = [load_file(path)["digests_T"] for path in undisturbed[1].rglob("*.safetensors")]
+    digests = [bytes(row.tolist()) for shard in shards for row in shard]
+    assert len(digests) == len(set(digests))
+    # 32 train, 8 dev and 3 x 12 test rows, and two sentences in each language
+    assert len(digests) == 32 + 8 + 36 + 6
 
 
 def test_a_second_study_with_another_fusion_makes_no_encoder_pass(undisturbed, tiny_models, tmp_path, encoder_passes):
@@ -88,7 +97,7 @@ def test_a_second_study_with_another_fusion_makes_no_encoder_pass(undisturbed, t
     fusions = {name: {"fusion": name} for name in ("last_layer", "global_softmax")}
     other = write_study(tmp_path, tiny_models, set_ups=fusions)
     shown = reproduce(other, "--out", tmp_path / "out", "--cache", cache, "--workers", 1)
-    assert "0 of" in shown
+    assert "Encoder: 0 of" in shown
     assert (tmp_path / "out/headlines/global_softmax-seed-1/checkpoint/bridge.safetensors").is_file()
     assert encoder_passes == []
 
@@ -152,7 +161,7 @@ def test_plan_alone_does_nothing(study, tmp_path):
     assert [int(cell) for cell in row[1:7]] == [32, 8, 36, 3, 9, 0]
     assert "split test of package:headlines, the first 12 rows a language" in shown
     assert not (tmp_path / "cache").exists()
-    assert not list(tmp_path.glob("out/headlines/*"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["locks"]
 
 
 def test_a_job_that_fails_is_named_and_the_others_are_done(study, tmp_path, tiny_models, monkeypatch):
@@ -209,9 +218,12 @@ def test_a_cache_too_small_for_all_texts_leaves_the_rest_to_the_encoder(study, t
     assert found[name]["languages"] == wanted[name]["languages"]
 
 
+ASKED = {"evaluation": {"languages": ["Sinhala", "en", "ta", "sw"]}}
+
+
 def test_tasks_without_data_are_left_out_and_said(tmp_path, tiny_models):
     (tmp_path / "data").mkdir()
-    study = write_study(tmp_path, tiny_models, tasks={"sib200": {}, "xnli": {}}, main="sib200")
+    study = write_study(tmp_path, tiny_models, tasks={"sib200": ASKED, "xnli": {}}, main="sib200")
     result = CliRunner().invoke(
         app, ["reproduce", str(study), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "o")]
     )
@@ -227,4 +239,86 @@ def test_tasks_without_data_are_left_out_and_said(tmp_path, tiny_models):
     shown = reproduce(study, "--data", tmp_path / "data", "--out", tmp_path / "o", "--plan")
     assert "Task xnli was left out" in shown
     assert "│sib200" in shown
+    assert "Task sib200 in sw, ta was left out: no file of its test split" in shown
+    for file in tmp_path.glob("data/sib200/*/test.tsv"):
+        file.unlink()
+    result = CliRunner().invoke(app, ["reproduce", str(study), "--data", str(tmp_path / "data"), "--plan"])
+    assert "only its dev rows are there, and they choose the best step" in str(result.exception)
     assert str(tmp_path / "data") not in shown.split("xnli was left out")[1].split("\n")[0]
+
+
+def test_parts_of_a_grid_can_be_added_later_and_the_command_says_all(tmp_path, tiny_models):
+    """The layer sweep is of a task that comes later; the baseline is not asked again under another seed."""
+    small = write_study(tmp_path, tiny_models, tasks={"first": FEW, "headlines": FEW}, seeds=[3, 4], main="first")
+    arguments = [small, "--out", tmp_path / "out", "--cache", tmp_path / "cache", "--workers", 1]
+    reproduce(*arguments, "--tasks", "first", "--seeds", "3")
+    assert command_of(tmp_path / "out") == "layerbridge reproduce small --pair tiny --tasks first --seeds 3"
+    asked = (tmp_path / "out/first/llm_alone/job.json").stat().st_mtime_ns
+    reproduce(*arguments, "--seeds", "4")
+    assert (tmp_path / "out/first/llm_alone/job.json").stat().st_mtime_ns == asked
+    assert (tmp_path / "out/headlines/layer-1/job.json").is_file()
+    assert command_of(tmp_path / "out") == "layerbridge reproduce small --pair tiny"
+
+
+FEW = {"task": {"name": "headlines", "max_train_rows": 8, "dev_rows": 4, "rows_seed": 0}, "training": {"max_steps": 1}}
+
+
+def command_of(out):
+    return json.loads((out / "report/analysis.json").read_text(encoding="utf-8"))["command"]
+
+
+def test_rows_that_changed_are_asked_again_and_moved_ones_are_not(tmp_path, tiny_models):
+    def rows(name, count):
+        lines = [json.dumps({"body": f"the cat {name} {i}", "tag": ("yes", "no")[i % 2]}) for i in range(count)]
+        return "".join(f"{line}\n" for line in lines)
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, count in (("train", 16), ("dev", 4), ("si", 4)):
+        (folder / f"{name}.jsonl").write_text(rows(name, count))
+    files = {"train": "data/train.jsonl", "dev": "data/dev.jsonl", "test": {"si": "data/si.jsonl"}}
+    task = {"name": "own", "files": files, "encoder_prompt": "{body}", "answer_column": "tag", "answers": ["yes", "no"]}
+    small = write_study(
+        tmp_path,
+        tiny_models,
+        tasks={"own": {"task": task, "training": {"max_steps": 1}, "evaluation": {"languages": ["si"]}}},
+        seeds=[0],
+        baselines=[],
+        main="own",
+    )
+    arguments = [small, "--out", tmp_path / "out", "--cache", tmp_path / "cache", "--workers", 1]
+    assert "0 of them done" in reproduce(*arguments)
+    assert "2 of them done" in reproduce(*arguments, "--plan")
+    (folder / "si.jsonl").write_text(rows("other", 4))
+    assert "0 of them done" in reproduce(*arguments, "--plan")
+
+
+@pytest.mark.parametrize("seeds", ["a", "1,1", "0,-1", ""])
+def test_seeds_that_are_none_are_refused(study, tmp_path, seeds):
+    result = CliRunner().invoke(app, ["reproduce", str(study), "--out", str(tmp_path / "out"), "--seeds", seeds])
+    assert isinstance(result.exception, ConfigError)
+    assert "wanted different whole numbers" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("visible", "number", "wanted"), [(None, 3, "3"), ("4,5", 1, "5"), ("4,5", 2, "4"), ("", 1, "")]
+)
+def test_a_process_takes_one_of_the_gpus_that_are_the_users(visible, number, wanted):
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    _take_gpu(environment, number)
+    assert environment["CUDA_VISIBLE_DEVICES"] == wanted
+
+
+def test_a_study_whose_first_file_was_cut_off_begins_again(study, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".study.json.1.partial").write_text("{")
+    assert "0 of them done" in reproduce(study, "--out", out, "--cache", tmp_path / "cache", "--plan")
+
+
+def test_without_its_packages_a_study_says_so_at_once(study, tmp_path, monkeypatch):
+    from layerbridge.studies import reproduce as module
+
+    monkeypatch.setattr(module, "PACKAGES", ("scipy", "a_package_that_is_not_there"))
+    result = CliRunner().invoke(app, ["reproduce", str(study), "--out", str(tmp_path / "out")])
+    assert "a_package_that_is_not_there, not installed here: pip install 'layerbridge[study]'" in str(result.exception)

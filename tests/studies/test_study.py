@@ -85,6 +85,7 @@ def test_the_study_in_the_documentation_is_one(tmp_path):
         ({"reference": "first_layer"}, "reference 'first_layer' is none of set_ups: last_layer, transformer_softmax"),
         ({"seeds": [1, 1]}, "seeds has one twice"),
         ({"pairs": {}}, "pairs"),
+        ({"set_ups": {"last_layer": {}, "../x": {}}}, "'../x' is a name of a folder too"),
         ({"sedes": [1]}, "unknown key 'sedes'. Did you mean 'seeds'?"),
     ],
 )
@@ -110,3 +111,10 @@ def test_a_cell_that_is_no_recipe_says_which(tmp_path, tiny_models):
     assert isinstance(study, Study)
     with pytest.raises(ConfigError, match=r"task headlines, set-up last_layer.*epoch"):
         study.recipe(study.pairs["tiny"], "headlines", "last_layer", 0, name="x")
+
+
+def test_another_pairs_change_is_no_other_study(tmp_path, tiny_models):
+    study = load_study(str(write_study(tmp_path, tiny_models)))
+    other = study.pairs["tiny"].model_copy(update={"title": "new", "defaults": {"encoder": "x"}})
+    wider = study.model_copy(update={"pairs": {**study.pairs, "other": other}, "title": "new", "seeds": (9,)})
+    assert wider.definition("tiny") == study.definition("tiny") != wider.definition("other")

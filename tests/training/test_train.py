@@ -247,6 +247,38 @@ def test_a_checkpoint_cut_off_by_a_kill_is_not_resumed_from(tiny_models, rows, t
     assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-2"
 
 
+def test_what_a_kill_left_of_an_opening_run_is_no_hindrance(tiny_models, rows, tmp_path, monkeypatch):
+    config = recipe(tiny_models, rows)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".recipe.yaml.1.partial").write_text("na")
+    open_run(folder, config, overwrite=False)
+    assert (folder / "recipe.yaml").is_file()
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("layerbridge.training.run.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        open_run(folder, config, overwrite=False)  # nothing was learned, so it begins anew
+    monkeypatch.undo()
+    open_run(folder, config, overwrite=False)
+    assert (folder / "recipe.yaml").is_file()
+
+
+def test_a_run_goes_on_where_its_data_has_moved(tiny_models, rows, tmp_path):
+    config = recipe(tiny_models, rows)
+    here = {"task": {"name": "xnli", "data": "/here"}}
+    there = {"task": {"name": "xnli", "data": "/there"}}
+    first, second = (build_config(Recipe, config.model_dump() | task, where="test") for task in (here, there))
+    open_run(tmp_path / "run", first, overwrite=False)
+    (tmp_path / "run/checkpoints/checkpoint-1").mkdir(parents=True)
+    open_run(tmp_path / "run", second, overwrite=False)
+    other = build_config(Recipe, config.model_dump() | {"task": {"name": "sib200"}}, where="test")
+    with pytest.raises(ConfigError, match="task differ"):
+        open_run(tmp_path / "run", other, overwrite=False)
+
+
 def test_a_full_disk_in_training_says_so_and_the_run_goes_on_later(tiny_models, rows, tmp_path, monkeypatch):
     import errno
 

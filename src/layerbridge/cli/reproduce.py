@@ -70,8 +70,9 @@ def reproduce(
         workshop,
         data=data,
         threads=_threads(count),
-        seeds=[int(seed) for seed in seeds.split(",")] if seeds else None,
+        seeds=_seeds(seeds),
         tasks=[task.strip() for task in tasks.split(",")] if tasks else None,
+        write=not plan,
     )
     torch.set_num_threads(made.threads)
     if place.leads:
@@ -90,7 +91,7 @@ def reproduce(
     finally:
         stop_workers(started, wait=finished)
     if place.leads:
-        _report(made, folder, command=_command(study, pair_name, data, tasks, seeds))
+        _report(made, folder, command=made.command + (" --data DIR" if data is not None else ""))
 
 
 def _work(plan: "Plan", workshop: "Workshop", *, leads: bool) -> None:
@@ -102,7 +103,7 @@ def _work(plan: "Plan", workshop: "Workshop", *, leads: bool) -> None:
     left = [job for job in plan.jobs if not workshop.is_done(job)]
     if not left:
         return
-    features = workshop.plan_features(plan.jobs, left)
+    features = workshop.plan_features(plan.jobs)
     texts, size = workshop.missing(features)
     if leads:
         kept = sum(item.num_texts for item in features.values())
@@ -171,20 +172,35 @@ def _report(plan: "Plan", folder: Path, *, command: str) -> None:
     typer.echo(f"The report is {page}.")
 
 
-def _num_workers(embedded: bool) -> int:
-    import os
+def _seeds(text: str | None) -> list[int] | None:
+    from layerbridge.errors import ConfigError
 
+    if text is None:
+        return None
+    found = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() for word in found) or len(set(found)) < len(found):
+        raise ConfigError(f"--seeds is {text!r}; wanted different whole numbers with commas between, such as 0,1,2.")
+    return [int(word) for word in found]
+
+
+def _num_workers(embedded: bool) -> int:
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.device_count()
-    return min(os.cpu_count() or 1, 8) if embedded else 1
+    return min(_num_cores(), 8) if embedded else 1
 
 
 def _threads(workers: int) -> int:
     import os
 
-    return max(1, int(os.environ.get("OMP_NUM_THREADS", "0")) or (os.cpu_count() or 1) // workers)
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", "0")) or _num_cores() // workers)
+
+
+def _num_cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _arguments(
@@ -202,9 +218,3 @@ def _arguments(
     for name, value in (("--data", data), ("--tasks", tasks), ("--seeds", seeds)):
         given += [name, str(value)] if value is not None else []
     return given
-
-
-def _command(study: str, pair: str, data: Path | None, tasks: str | None, seeds: str | None) -> str:
-    """Return what to type for the same study; where the data lies on this machine is nobody's business."""
-    command = f"layerbridge reproduce {Path(study).name} --pair {pair}" + (" --data DIR" if data is not None else "")
-    return command + (f" --tasks {tasks}" if tasks else "") + (f" --seeds {seeds}" if seeds else "")

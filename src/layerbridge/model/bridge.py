@@ -164,11 +164,9 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
     # Forward
 
     def encode(self, inputs: BridgeInputs) -> Sequence[Tensor]:
-        """Return the encoder's L layers (B, S, E), from the feature store where it has all of the batch's texts."""
+        """Return the encoder's L layers (B, S, E), from the feature store where it has them."""
         if self.features is not None:
-            stored = self.features.lookup(inputs.source_ids, inputs.source_mask)
-            if stored is not None:
-                return stored
+            return self.features.layers(inputs.source_ids, inputs.source_mask, self.encoder)
         layers: list[Tensor] = self.encoder(inputs.source_ids, inputs.source_mask)
         return layers
 

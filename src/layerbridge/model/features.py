@@ -9,14 +9,16 @@ every later number, are the same to the bit however often the work was cut off.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -54,13 +56,15 @@ class FeatureStore:
             )
         self.encoder = encoder
         self.dtype = next(encoder.model.parameters()).dtype
-        layers = "-".join(map(str, encoder.layer_numbers))
         kind = {
             "format": FORMAT,
             "encoder": fingerprint,
-            "layers": layers,
+            "config": _config_digest(encoder.model.config.to_dict()),
+            "layers": "-".join(map(str, encoder.layer_numbers)),
             "width": str(encoder.width),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
         }
         self.kind = kind
         name = hashlib.sha256("\n".join(f"{key} {value}" for key, value in kind.items()).encode()).hexdigest()[:16]
@@ -82,22 +86,26 @@ class FeatureStore:
 
         Args:
             parts: of each part (such as a language's test rows) the token ids of its texts, special tokens included. A
-                part begins a new shard, so its shards are the same in whatever plan it stands.
+                part begins a new shard, so its shards are the same in whatever plan it stands, unless some of its texts
+                are in an earlier part too.
             max_bytes: stop before the text that would pass this; the rest is left to the encoder, every time.
         """
         limit = float("inf") if max_bytes is None else max_bytes
-        shards: dict[str, Shard] = {}
+        shards: list[Shard] = []
+        seen: set[Ids] = set()
         total = num_left_out = 0
         for part in parts:
-            for rows in self._cut(dict.fromkeys(tuple(row) for row in part)):
+            new = dict.fromkeys(ids for row in part if (ids := tuple(row)) not in seen)
+            seen.update(new)
+            for rows in self._cut(new):
                 fitting = list(rows)
                 while fitting and (num_left_out or total + self._size(fitting) > limit):
                     fitting.pop()
                     num_left_out += 1
-                if fitting and (name := _shard_name(fitting)) not in shards:
-                    shards[name] = Shard(name=name, rows=tuple(fitting))
+                if fitting:
+                    shards.append(Shard(name=_shard_name(fitting), rows=tuple(fitting)))
                     total += self._size(fitting)
-        return FeaturePlan(shards=tuple(shards.values()), num_bytes=total, num_left_out=num_left_out)
+        return FeaturePlan(shards=tuple(shards), num_bytes=total, num_left_out=num_left_out)
 
     def _cut(self, rows: Iterable[Ids]) -> list[list[Ids]]:
         pieces: list[list[Ids]] = []
@@ -130,7 +138,7 @@ class FeatureStore:
         """
         lengths = [len(row) for row in shard.rows]
         starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
-        states_NLE = torch.empty((starts[-1], len(self.encoder.layer_numbers), self.encoder.width), dtype=self.dtype)
+        states_NLE = torch.empty(0)
         device = next(self.encoder.model.parameters()).device
         padding = self.encoder.model.config.pad_token_id or 0
         for batch in _batches(lengths):
@@ -142,6 +150,9 @@ class FeatureStore:
                 mask_BS[place, : lengths[index]] = True
             with torch.no_grad():
                 layers = self.encoder(ids_BS.to(device), mask_BS.to(device))
+            if not len(states_NLE):  # in the states' own dtype, which need not be the weights'
+                shape = (starts[-1], len(self.encoder.layer_numbers), self.encoder.width)
+                states_NLE = torch.empty(shape, dtype=torch.promote_types(layers[0].dtype, layers[-1].dtype))
             for place, index in enumerate(batch):
                 target_SLE = states_NLE[starts[index] : starts[index + 1]]
                 for number, layer_BSE in enumerate(layers):
@@ -155,6 +166,8 @@ class FeatureStore:
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for partial in self.folder.glob(f".{shard.name}.*.partial"):
+                partial.unlink(missing_ok=True)  # of a process that was killed
             replace_file(self._path(shard.name), lambda path: save_file(tensors, path, metadata=self.kind))
         except (OSError, SafetensorError) as error:
             raise DataError(
@@ -180,7 +193,11 @@ class FeatureStore:
             Bytes freed. Shards of the plan are never deleted.
         """
         kept = {self._path(shard.name) for shard in plan.shards}
-        others = [(path.stat(), path) for path in self.root.glob("*/*.safetensors") if path not in kept]
+        others = []
+        for path in self.root.glob("*/*.safetensors"):
+            with suppress(FileNotFoundError):  # another process made room
+                if path not in kept:
+                    others.append((path.stat(), path))
         others.sort(key=lambda item: (item[0].st_mtime, item[1].name))
         total = plan.num_bytes + sum(stat.st_size for stat, _ in others)
         freed = 0
@@ -191,17 +208,25 @@ class FeatureStore:
             freed += stat.st_size
         return freed
 
-    def lookup(self, source_ids_BS: Tensor, source_mask_BS: Tensor) -> "StoredLayers | None":
-        """Return a batch's L layers (B, S, E), zero at padding; None if any of its texts is not there."""
+    def layers(self, source_ids_BS: Tensor, source_mask_BS: Tensor, encoder: FrozenEncoder) -> "Sequence[Tensor]":
+        """Return a batch's L layers (B, S, E); texts that are not stored go through `encoder`, one like the store's."""
         lengths = source_mask_BS.sum(dim=1).tolist()
         rows = source_ids_BS.to(device="cpu", dtype=torch.int32)
-        found = []
-        for row_S, length in zip(rows, lengths, strict=True):
-            view = self._views.get(_digest_of_bytes(row_S[:length].contiguous().numpy().tobytes()))
-            if view is None:
-                return None
-            found.append(view)
-        return StoredLayers(found, width=source_ids_BS.shape[1], device=source_ids_BS.device)
+        found = [
+            self._views.get(_digest_of_bytes(row_S[:length].contiguous().numpy().tobytes()))
+            for row_S, length in zip(rows, lengths, strict=True)
+        ]
+        new = [number for number, view in enumerate(found) if view is None]
+        if len(new) == len(found):
+            whole: list[Tensor] = encoder(source_ids_BS, source_mask_BS)
+            return whole
+        if new:
+            longest = max(lengths[number] for number in new)
+            encoded = encoder(source_ids_BS[new, :longest], source_mask_BS[new, :longest])
+            for place, number in enumerate(new):
+                found[number] = torch.stack([layer_BSE[place, : lengths[number]] for layer_BSE in encoded], dim=1)
+        views = [view for view in found if view is not None]
+        return StoredLayers(views, width=source_ids_BS.shape[1], device=source_ids_BS.device)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -278,12 +303,18 @@ class StoredLayers(Sequence[Tensor]):
 
     def _put_together(self, place: int) -> Tensor:
         first = self.views[0]
-        layer_BSE = first.new_zeros((len(self.views), self.width, first.shape[2]))
+        layer_BSE = torch.zeros((len(self.views), self.width, first.shape[2]), dtype=first.dtype)
         for row, view_SLE in enumerate(self.views):
             if view_SLE.shape[0] > self.width:
                 raise ModelError(f"A stored text has {view_SLE.shape[0]} tokens; the batch is {self.width} wide.")
             layer_BSE[row, : view_SLE.shape[0]] = view_SLE[:, place]
         return layer_BSE.to(self.device)
+
+
+def _config_digest(config: dict[str, Any]) -> str:
+    """Return a hash of what an encoder computes with, whatever it is called and wherever it lies."""
+    data = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _digest(row: Sequence[int]) -> bytes:

@@ -45,6 +45,8 @@ class Fusion(nn.Module):
 
     mixes = True
     """Whether it draws on more than one layer."""
+    read_first = 0
+    """Position of a layer that it reads anyway."""
 
     def __init__(self, *, layer_numbers: Sequence[int], width: int, normalize_layers: bool = False) -> None:
         super().__init__()
@@ -82,15 +84,20 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
     def _check(self, layers: Sequence[Tensor]) -> None:
-        if len(layers) != self.num_layers or layers[0].shape[-1] != self.width:
+        if len(layers) != self.num_layers or layers[self.read_first].shape[-1] != self.width:
+            found = layers[self.read_first].shape[-1] if len(layers) == self.num_layers else "unknown"
             raise ModelError(
-                f"Fusion got {len(layers)} layers of width {layers[0].shape[-1] if layers else 0}; it was built for "
-                f"{self.num_layers} layers of width {self.width}. Build it from the encoder that feeds it."
+                f"Fusion got {len(layers)} layers of width {found}; it was built for {self.num_layers} layers of width "
+                f"{self.width}. Build it from the encoder that feeds it."
             )
 
     def _dtype(self, layers: Sequence[Tensor]) -> torch.dtype:
         parameter = next(self.parameters(), None)
-        return parameter.dtype if parameter is not None else torch.promote_types(layers[0].dtype, torch.float32)
+        return (
+            parameter.dtype
+            if parameter is not None
+            else torch.promote_types(layers[self.read_first].dtype, torch.float32)
+        )
 
     def _same_for_all_tokens(self, weights_L: Tensor, layers: Sequence[Tensor]) -> Tensor:
         return weights_L.expand(*layers[0].shape[:2], self.num_layers)
@@ -103,7 +110,7 @@ class OneLayer(Fusion):
 
     def __init__(self, position: int, **shared: object) -> None:
         super().__init__(**shared)  # type: ignore[arg-type]
-        self.position = position
+        self.position = self.read_first = position
 
     def forward(self, layers: Sequence[Tensor], mask_BS: Tensor) -> Fused:
         """Return the layer, and weights that are one at it."""

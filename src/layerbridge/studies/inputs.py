@@ -12,6 +12,7 @@ from layerbridge.data.sentences import example_sentences
 from layerbridge.data.tasks import TASKS, Task, build_task
 from layerbridge.errors import ConfigError
 from layerbridge.evaluation.predict import load_splits
+from layerbridge.evaluation.run_folder import language_code
 from layerbridge.model.processor import BridgeProcessor
 from layerbridge.studies.study import Job, Keys, Pair, Study, merge
 
@@ -31,6 +32,7 @@ def find_tasks(study: Study, pair: Pair, data: Path | None) -> tuple[dict[str, K
         ConfigError: no such folder, or no task in it.
     """
     names = study.task_names(pair)
+    data = None if data is None else data.resolve()
     if data is None:
         return {name: {} for name in names}, {}
     if not data.is_dir():
@@ -47,8 +49,17 @@ def find_tasks(study: Study, pair: Pair, data: Path | None) -> tuple[dict[str, K
             left_out[name] = why_missing(data, name).replace(str(data), "the data folder")
             continue
         recipe = study.recipe(pair, name, study.reference, 0, name="probe")
+        if local.split == "dev" and local.train_data is None and not recipe.task.dev_rows:
+            left_out[name] = "only its dev rows are there, and they choose the best step; set task.dev_rows"
+            continue
         wanted = recipe.evaluation.languages
-        languages = [code for code in wanted or local.languages if code in local.languages]
+        codes = local.languages if wanted is None else tuple(dict.fromkeys(map(language_code, wanted)))
+        languages = [code for code in codes if code in local.languages]
+        absent = [code for code in codes if code not in local.languages]
+        if absent:
+            left_out[f"{name} in {', '.join(absent)}"] = f"no file of its {local.split} split"
+        if not languages:
+            continue
         place = {"task": local.task_keys, "evaluation": {"split": local.split, "languages": languages}}
         found[name] = merge(study.stand_ins.get(local.name, {}), place)
     if not found:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 
 WORKER = "LAYERBRIDGE_STUDY_WORKER"
@@ -35,10 +35,7 @@ def take_place() -> Place:
     """Return this process's place among torchrun's, and leave no trace of torchrun; call it before torch is used."""
     place = Place(rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
     if "RANK" in os.environ:
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        devices = visible.split(",") if visible else []
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[local] if local < len(devices) else str(local)
+        _take_gpu(os.environ, int(os.environ.get("LOCAL_RANK", "0")))
         for name in [*TORCHRUN, *(name for name in os.environ if name.startswith("TORCHELASTIC"))]:
             os.environ.pop(name, None)
     if WORKER in os.environ:
@@ -59,8 +56,7 @@ def start_workers(arguments: Sequence[str], *, count: int, threads: int, num_gpu
     workers = []
     for number in range(1, count + 1):
         environment = {**os.environ, WORKER: str(os.getpid()), "OMP_NUM_THREADS": str(threads)}
-        if num_gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(number % num_gpus)
+        _take_gpu(environment, number % num_gpus if num_gpus else 0)
         command = [sys.executable, "-m", "layerbridge.cli", *arguments]
         workers.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
     return workers
@@ -72,6 +68,13 @@ def stop_workers(workers: Sequence[subprocess.Popen], *, wait: bool) -> None:
         if not wait:
             worker.terminate()
         worker.wait()
+
+
+def _take_gpu(environment: MutableMapping[str, str], number: int) -> None:
+    """Leave one of the visible GPUs visible, counted round; none where the user made none visible."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    devices = [str(number)] if visible is None else [name for name in visible.split(",") if name.strip()]
+    environment["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)] if devices else ""
 
 
 def _leave_with_parent(parent: int) -> None:

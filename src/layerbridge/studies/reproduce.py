@@ -1,7 +1,9 @@
 """From a study to all of its results: the plan with its cost, then the work. Reads top to bottom."""
 
 import hashlib
+import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,11 @@ from layerbridge.atomic import replace_text
 from layerbridge.errors import ConfigError
 from layerbridge.studies.inputs import find_tasks
 from layerbridge.studies.study import Job, Keys, Pair, Study, jobs_of
-from layerbridge.studies.work import Workshop
+from layerbridge.studies.work import LOCKS, Workshop
 from layerbridge.training.trainer import num_steps
 
 STUDY_FILE = "study.json"
+PACKAGES = ("jinja2", "matplotlib", "scipy", "sklearn", "threadpoolctl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,21 @@ class Plan:
         return tuple(f"Task {name} was left out: {reason}" for name, reason in reasons.items())
 
     @property
+    def command(self) -> str:
+        """What to type for all that is in the study's folder, by this call or an earlier one."""
+        places = json.loads((self.out / STUDY_FILE).read_text(encoding="utf-8"))["jobs"]
+        whole = self.study.task_names(self.study.pairs[self.pair_name])
+        tasks = [name for name in whole if any(place.startswith(f"{name}/") for place in places)]
+        named = re.findall(r"/(?!layer-)[^/]*-seed-(\d+)$", "\n".join(places), flags=re.M)
+        seeds = sorted({int(seed) for seed in named})
+        command = f"layerbridge reproduce {self.study.name} --pair {self.pair_name}"
+        if tasks != [name for name in whole if name not in self.left_out]:
+            command += f" --tasks {','.join(tasks)}"
+        if seeds != sorted(self.study.seeds):
+            command += f" --seeds {','.join(map(str, seeds))}"
+        return command
+
+    @property
     def main(self) -> str | None:
         """The task whose claim comes first, as its results call it."""
         wanted = self.pair.main or self.study.main
@@ -77,6 +95,7 @@ def plan_study(
     threads: int,
     seeds: Sequence[int] | None = None,
     tasks: Sequence[str] | None = None,
+    write: bool = True,
 ) -> Plan:
     """Find a study's data and list its work.
 
@@ -88,36 +107,46 @@ def plan_study(
         threads: of each process, if the study has not begun yet.
         seeds: by default the study's.
         tasks: by default all of the study's.
+        write: begin the study, or note in its folder what is added to it.
 
     Raises:
         ConfigError: no such pair or task, no data, or another study in the folder.
     """
+    need_packages()
     name, pair = study.pair(pair_name)
     if tasks is not None:
         pair = pair.model_copy(update={"only_tasks": tuple(tasks)})
     found, left_out = find_tasks(study, pair, data)
-    begun = _begun(workshop.out, study, name)
-    layers = begun.get("layers")
-    if layers is None:
-        layers = _layers(study, pair, found, workshop)
-    record = {
-        "study": study.name,
-        "pair": name,
-        "definition_sha256": _definition(study),
-        "threads": begun.get("threads", threads),
-        "layers": layers,
-    }
-    if record != begun:
-        replace_text(workshop.out / STUDY_FILE, json.dumps(record, indent=2) + "\n")
+    with workshop.lock(workshop.out, "study").acquire(timeout=-1):  # processes that start together take turns
+        begun = _begun(workshop.out, study, name)
+        layers = begun.get("layers") or _layers(study, pair, found, workshop)
+        jobs = jobs_of(study, pair, found, seeds=seeds, layers=layers)
+        record = {
+            "study": study.name,
+            "pair": name,
+            "definition_sha256": _definition(study, name),
+            "threads": begun.get("threads", threads),
+            "layers": layers,
+            "jobs": sorted({*begun.get("jobs", ()), *(job.place for job in jobs)}),
+        }
+        if write and record != begun:
+            replace_text(workshop.out / STUDY_FILE, json.dumps(record, indent=2) + "\n")
     return Plan(
         study=study,
         pair_name=name,
         pair=pair,
         out=workshop.out,
         threads=record["threads"],
-        jobs=tuple(jobs_of(study, pair, found, seeds=seeds, layers=layers)),
+        jobs=tuple(jobs),
         left_out=left_out,
     )
+
+
+def need_packages() -> None:
+    """Raise a ConfigError if a package is missing that a study needs in the end: better now than after days."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"Studies need {', '.join(missing)}, not installed here: pip install 'layerbridge[study]'")
 
 
 def costs(plan: Plan, workshop: Workshop) -> list[TaskCost]:
@@ -156,11 +185,11 @@ def _cost(task: str, plan: Plan, workshop: Workshop) -> TaskCost:
 def _begun(out: Path, study: Study, pair: str) -> dict:
     path = out / STUDY_FILE
     if not path.is_file():
-        if out.is_dir() and any(item.name not in ("locks",) for item in out.iterdir()):
+        if out.is_dir() and any(not item.name.startswith(".") and item.name != LOCKS for item in out.iterdir()):
             raise ConfigError(f"{out} holds files and no {STUDY_FILE}, so it is no study. Choose another folder.")
         return {}
     begun: dict = json.loads(path.read_text(encoding="utf-8"))
-    if (begun["study"], begun["pair"], begun["definition_sha256"]) != (study.name, pair, _definition(study)):
+    if (begun["study"], begun["pair"], begun["definition_sha256"]) != (study.name, pair, _definition(study, pair)):
         raise ConfigError(
             f"{out} holds study {begun['study']} with pair {begun['pair']}, and this is {study.name} with {pair}"
             + ("" if (begun["study"], begun["pair"]) != (study.name, pair) else ", defined otherwise now")
@@ -169,10 +198,8 @@ def _begun(out: Path, study: Study, pair: str) -> dict:
     return begun
 
 
-def _definition(study: Study) -> str:
-    """Return the sha256 of what decides a study's results; the seeds may be fewer or more from call to call."""
-    data = study.model_dump(mode="json", exclude={"seeds", "title", "main"})
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+def _definition(study: Study, pair: str) -> str:
+    return hashlib.sha256(json.dumps(study.definition(pair), sort_keys=True).encode()).hexdigest()
 
 
 def _layers(study: Study, pair: Pair, tasks: dict[str, Keys], workshop: Workshop) -> list[int]:

@@ -4,6 +4,7 @@ A cell's recipe is put together from the study's parts, the later ones winning k
 `set_ups[set_up]`, then the same three of the pair.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -76,6 +77,14 @@ class Study(Grid):
             raise ValueError(f"reference {self.reference!r} is none of set_ups: {', '.join(self.set_ups)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds has one twice: {list(self.seeds)}")
+        for name in (
+            *self.tasks,
+            *self.set_ups,
+            *self.pairs,
+            *(task for pair in self.pairs.values() for task in pair.tasks),
+        ):
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(f"{name!r} is a name of a folder too; wanted letters, digits, '_', '-' and '.' alone")
         for name, pair in self.pairs.items():
             unknown = set(pair.set_ups) - set(self.set_ups)
             if unknown:
@@ -96,6 +105,14 @@ class Study(Grid):
     def sweep(self, pair: Pair) -> LayerSweep | None:
         """Return the layer sweep with this pair, if there is one."""
         return pair.layer_sweep or self.layer_sweep
+
+    def definition(self, pair: str) -> Keys:
+        """Return what decides a study's results with a pair; the seeds may be fewer or more from call to call."""
+        data = self.model_dump(mode="json", exclude={"seeds", "title", "main", "pairs"}, exclude_defaults=True)
+        chosen = self.pairs[pair].model_dump(
+            mode="json", exclude={"title", "main", "only_tasks"}, exclude_defaults=True
+        )
+        return data | {"pair": chosen}
 
     def task_names(self, pair: Pair) -> tuple[str, ...]:
         """Return the tasks of the study with this pair, in order."""
@@ -137,7 +154,6 @@ class Study(Grid):
             {"name": name, "training": {"seed": seed}},
         ):
             data = merge(data, part)
-        resolve_paths(data, Path.cwd())
         return build_config(Recipe, data, where=f"Study {self.name}, task {task}, set-up {set_up}")
 
 
@@ -210,7 +226,7 @@ def _baselines(study: Study, pair: Pair, task: str, keys: Keys, seeds: Iterable[
     for kind in study.baselines:
         if kind == "linear_probe_fused" or (kind == "translate_then_llm" and study.translator is None):
             continue  # the first is done with each trained bridge
-        recipe = study.recipe(pair, task, study.reference, next(iter(seeds)), name=kind, extra=[keys])
+        recipe = study.recipe(pair, task, study.reference, study.seeds[0], name=kind, extra=[keys])
         if kind == "linear_probe_last_layer" and recipe.task.rows_seed is None:
             for seed in seeds:  # other rows with each seed; otherwise all seeds give the same probe
                 name = f"{kind}-seed-{seed}"
@@ -255,4 +271,8 @@ def load_study(name: str) -> Study:
     if not isinstance(data, dict):
         raise ConfigError(f"{where} holds {type(data).__name__}, wanted a mapping of the study's keys.")
     data.setdefault("name", Path(name).stem)
-    return build_config(Study, data, where=where)
+    study = build_config(Study, data, where=where)
+    for grid in (study, *study.pairs.values()):
+        for keys in (grid.defaults, *grid.tasks.values(), *grid.set_ups.values()):
+            resolve_paths(keys, Path(name).parent)
+    return study

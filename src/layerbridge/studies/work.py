@@ -16,6 +16,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from layerbridge.atomic import replace_text
@@ -26,7 +27,7 @@ from layerbridge.evaluation.linear_probe import evaluate_linear_probe
 from layerbridge.evaluation.predict import evaluate_bridge
 from layerbridge.evaluation.run_folder import find_run
 from layerbridge.model.bridge import Bridge
-from layerbridge.model.checkpoint import load_bridge
+from layerbridge.model.checkpoint import TENSORS, load_trained, read_header, read_tensors
 from layerbridge.model.features import FeaturePlan, FeatureStore
 from layerbridge.model.llm_reader import LLMReader
 from layerbridge.results import setup_sha256
@@ -74,29 +75,28 @@ class Workshop:
     """Encoder passes that filled the feature store."""
     _latest: Bridge | None = None
     _stores: dict[str, FeatureStore] = field(default_factory=dict)
+    _keys: dict[str, str] = field(default_factory=dict)
 
     def is_done(self, job: Job) -> bool:
         """Return whether a job is done, by this recipe and these versions."""
-        return _read_json(self._folder(job) / JOB_FILE).get("key") == _key(job)
+        record = _read_json(self._folder(job) / JOB_FILE)
+        return "key" in record and record["key"] == self._key(job)
 
     def lock(self, folder: Path, place: str) -> FileLock:
         """Return the lock of one piece of work in a folder; the operating system frees it when its holder dies."""
         (folder / LOCKS).mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / LOCKS / f"{place.replace('/', '--')}.lock", timeout=0)
+        return FileLock(folder / LOCKS / f"{place.replace('/', '--')}.lock", timeout=0, fallback_to_soft=False)
 
     # ---------------------------------------------------------------------------------------------------------------
     # Features
 
-    def plan_features(self, jobs: Sequence[Job], left: Sequence[Job]) -> dict[str, FeaturePlan]:
-        """Return what is to be encoded for the jobs that are left, by encoder; trained encoders have none.
+    def plan_features(self, jobs: Sequence[Job]) -> dict[str, FeaturePlan]:
+        """Return what is to be encoded, by encoder; encoders that train have nothing to keep.
 
-        Where the cache is too small for all jobs, which texts are in it follows from all of them: it must not depend on
-        where a study was cut off.
+        Args:
+            jobs: all of the study's, done or not: which texts are encoded together must not depend on where it was cut
+                off.
         """
-        plans = self._plan(jobs)
-        return plans if any(plan.num_left_out for plan in plans.values()) else self._plan(left)
-
-    def _plan(self, jobs: Sequence[Job]) -> dict[str, FeaturePlan]:
         plans = {}
         for key, mine in self._by_encoder(jobs).items():
             bridge = self.bridge(mine[0])
@@ -120,8 +120,9 @@ class Workshop:
         for key, plan in plans.items():
             store = self._stores[key]
             before = store.encoder.num_passes
-            while missing := store.missing(plan):
+            if store.missing(plan):
                 store.make_room(plan, self.cache_bytes)
+            while missing := store.missing(plan):
                 claimed = False
                 for shard in missing:
                     try:
@@ -178,21 +179,25 @@ class Workshop:
                             on_done(job, time.monotonic() - began)
                 except Timeout:
                     continue
-                except LayerbridgeError as error:
-                    failed[job.place] = str(error)
-                    self.say(f"{job.place} failed: {error}")
+                except (LayerbridgeError, RuntimeError, OSError) as error:  # also a GPU or a disk that is full
+                    failed[job.place] = f"{error}" if isinstance(error, LayerbridgeError) else repr(error)
+                    self.say(f"{job.place} failed: {failed[job.place]}")
+                    self._latest = None
             if not claimed:
                 time.sleep(0.5)
+        failed = {job.place: failed[job.place] for job in jobs if job.place in failed and not self.is_done(job)}
         if failed:
             reasons = "\n".join(f"  {place}: {reason}" for place, reason in failed.items())
             raise StudyError(f"{len(failed)} of {len(jobs)} jobs failed; the same command tries them again:\n{reasons}")
 
     def do(self, job: Job) -> None:
         """Do one job, whole."""
+        from threadpoolctl import threadpool_limits
+
         began = time.monotonic()
         folder = self._folder(job)
         logging.getLogger("layerbridge.training").setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(torch.get_num_threads()):
             warnings.simplefilter("ignore")  # texts that are cut are counted in every result
             passes = {
                 "bridge": self._train_and_evaluate,
@@ -200,7 +205,7 @@ class Workshop:
                 "llm_alone": self._ask_llm,
                 "translate_then_llm": self._ask_llm,
             }[job.kind](job, folder)
-        record = {"key": _key(job), "encoder_passes": passes, "seconds": round(time.monotonic() - began, 1)}
+        record = {"key": self._key(job), "encoder_passes": passes, "seconds": round(time.monotonic() - began, 1)}
         replace_text(folder / JOB_FILE, json.dumps(record, indent=2) + "\n")
 
     def bridge(self, job: Job) -> Bridge:
@@ -213,9 +218,9 @@ class Workshop:
         recipe = job.recipe
         bridge = self.bridge(job)
         if read_record(folder).get("status") == "finished":
-            features = bridge.features
-            bridge = load_bridge(folder)
-            bridge.features = features
+            header = read_header(folder / "checkpoint")
+            load_trained(bridge, read_tensors(folder / "checkpoint" / TENSORS), where=str(folder))
+            bridge.trained_on = header.get("trained_on")
         else:
             bridge = train(recipe, folder, progress=False, bridge=bridge)
         run = find_run(folder)
@@ -281,6 +286,17 @@ class Workshop:
         )
         return 0
 
+    def _key(self, job: Job) -> str:
+        """Return what a finished job must agree with: recipe, rows, and the packages that can change a score."""
+        if job.place not in self._keys:
+            read, recipe = self.inputs.of(job.recipe), job.recipe.model_dump(mode="json")
+            recipe["task"] = {k: v for k, v in recipe["task"].items() if k not in ("data", "train_data")}
+            rows = [read.train.sha256, read.dev.sha256, {code: split.sha256 for code, split in read.splits.items()}]
+            packages = {name: version(name) for name in ("layerbridge", "torch", "transformers")}
+            text = json.dumps([job.kind, recipe, rows, packages], sort_keys=True)
+            self._keys[job.place] = hashlib.sha256(text.encode()).hexdigest()
+        return self._keys[job.place]
+
     def _folder(self, job: Job) -> Path:
         return self.out / job.task / job.name
 
@@ -290,13 +306,6 @@ def _evaluation_name(recipe: Any) -> str:
 
     run = Run(name=recipe.name, folder=Path(), checkpoint=Path(), recipe=recipe)
     return run.evaluation_folder(recipe.task.name, recipe.evaluation).name
-
-
-def _key(job: Job) -> str:
-    """Return what a finished job must agree with: the recipe, and the packages that can change a score."""
-    packages = {name: version(name) for name in ("layerbridge", "torch", "transformers")}
-    text = json.dumps([job.kind, job.recipe.model_dump(mode="json"), packages], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

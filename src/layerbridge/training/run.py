@@ -27,9 +27,9 @@ def open_run(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
         ConfigError: the folder holds another recipe's run, a finished run, or something else.
     """
     if overwrite and (folder / RECIPE).is_file():
-        shutil.rmtree(folder)
+        _throw_away(folder)
     if (folder / RECIPE).is_file() and not any(folder.glob("check*/*")):
-        shutil.rmtree(folder)  # nothing was learned yet: a first try that failed, not a run to be kept
+        _throw_away(folder)  # nothing was learned yet: a first try that failed, not a run to be kept
     if (folder / RECIPE).is_file():
         _check_same(folder, recipe)
         if read_record(folder).get("status") == "finished":
@@ -38,7 +38,8 @@ def open_run(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
                 "name, or train it anew with --overwrite."
             )
         return
-    if folder.exists() and any(folder.iterdir()):
+    # A hidden file is one that a kill left half written.
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ConfigError(f"{folder} holds files and no {RECIPE}, so it is no run. Choose another folder or name.")
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
@@ -71,8 +72,17 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _throw_away(folder: Path) -> None:
+    """Delete a folder; a kill in between leaves a hidden one, and not half of this one."""
+    hidden = folder.with_name(f".{folder.name}.{os.getpid()}.thrown-away")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
 def _check_same(folder: Path, recipe: Recipe) -> None:
     there, wanted = load_recipe(folder / RECIPE).model_dump(mode="json"), recipe.model_dump(mode="json")
+    for data in (there, wanted):  # where the rows lie may change; that they are the same is checked by their hash
+        data["task"] = {key: value for key, value in data["task"].items() if key not in ("data", "train_data")}
     different = sorted(key for key in wanted if there[key] != wanted[key])
     if different:
         raise ConfigError(
