@@ -47,14 +47,16 @@ class Difference(Record):
     p_bootstrap_holm: float | None = None
     """Adjusted over the task's unseen languages (Holm); None: an average."""
     p_mcnemar: float | None = None
-    """Exact McNemar; None: an average."""
+    """Exact McNemar, of several pairs of runs by Rüger's rule; None: an average."""
     p_mcnemar_holm: float | None = None
     wins: int = Field(ge=0)
     """Rows that only this set-up got right, summed over seeds."""
     losses: int = Field(ge=0)
     """Rows that only the reference got right, summed over seeds."""
-    detectable: float
-    """The smallest difference these rows show with 80 % power at the 5 % level, given how often the two disagree."""
+    detectable: float | None
+    """The smallest true difference that is shown with 80 % power at the 5 % level, before adjustment: of one pair of
+    runs on one language by McNemar's test, else by the bootstrap. At most 1; None: the two never disagreed, or always
+    alike, which does not tell."""
 
 
 class SetUp(Record):
@@ -115,8 +117,11 @@ class TaskAnalysis(Record):
     limit: int | None
     """Rows per language, the first ones; None: all."""
     method: Method
-    reference: str
-    """Name of the set-up that differences are to."""
+    encoder: str | None = None
+    """Of the bridges, which all have the same frozen models; None: there is no bridge."""
+    llm: str | None = None
+    reference: str | None
+    """Name of the set-up that differences are to; None: baselines alone, while bridges are read otherwise."""
     set_ups: tuple[SetUp, ...]
     languages: tuple[LanguageRow, ...]
     averages: tuple[AverageRow, ...]
@@ -136,7 +141,10 @@ class Claim(Record):
     average: Literal["average", "zero-shot average"]
     num_languages: int
     num_seeds: int
+    """Trainings on the side that has fewer; a baseline of one run has no seed and is no such side."""
     difference: Difference
+    p_holm: float | None = None
+    """The bootstrap's, adjusted over all claims but the first (Holm); None: the first, which is chosen beforehand."""
 
 
 class TokenWeights(Record):
@@ -226,6 +234,7 @@ class Analysis(Record):
     """Everything that a report shows."""
 
     title: str
+    """Empty: the page makes one."""
     command: str | None = None
     """What to type to get the same."""
     created: AwareDatetime
@@ -237,7 +246,7 @@ class Analysis(Record):
     curves: tuple[LearningCurve, ...] = ()
     origins: tuple[Origin, ...] = ()
     notes: tuple[str, ...] = ()
-    """Of the whole, such as tasks left out for want of data."""
+    """Of the whole, such as tasks left out for want of data or jobs that are not done; told before the claims."""
 
 
 def write_analysis(analysis: Analysis, path: str | Path) -> None:

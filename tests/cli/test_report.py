@@ -61,6 +61,11 @@ def test_runs_are_analysed_with_what_was_asked_for(asked, tmp_path):
     assert read_page(page).by_id("origins").find("pre")[0].text == asked["command"]
 
 
+def test_the_command_shown_has_no_path_of_this_machine(asked, tmp_path):
+    run("report", tmp_path / "mine" / "runs", "../elsewhere/last", "runs/a", "--out", tmp_path / "r")
+    assert asked["command"] == "layerbridge report runs last runs/a"
+
+
 def test_results_files_are_runs_and_no_analysis(asked, tmp_path):
     run("report", "runs/a/results.json", "--out", tmp_path / "r")
     assert asked["paths"] == ["runs/a/results.json"]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from statistics import fmean
 
 import numpy as np
@@ -10,10 +11,12 @@ from scipy import stats
 
 from layerbridge.analysis import LanguageWeights, LayerWeights, read_analysis, write_analysis, write_weights
 from layerbridge.errors import ConfigError, DataError
-from layerbridge.evaluation.analyse import analyse, pair_seeds
+from layerbridge.evaluation import statistics
+from layerbridge.evaluation.analyse import analyse
 from layerbridge.evaluation.correctness import find_evaluations
 from layerbridge.evaluation.predictions import predictions_path, read_predictions, write_predictions
 from layerbridge.evaluation.score import rescore
+from layerbridge.evaluation.set_ups import pair_seeds
 from tests.evaluation.fakes import ANSWERS, SHA, make_header, make_prediction, make_provenance
 
 FEW = 200
@@ -173,6 +176,43 @@ def test_seeds_are_one_setup_and_averaged(tmp_path):
     assert "Fewer than 5 seeds: last_layer 3, transformer_softmax 3." in table.notes
 
 
+def test_what_several_seeds_can_show_is_the_bootstraps_and_of_one_pair_connors(tmp_path):
+    generator = np.random.default_rng(0)
+    ours, theirs = (
+        ["".join(map(str, row)) for row in (generator.random((3, 60)) < chance).astype(int)] for chance in (0.6, 0.5)
+    )
+    for seed in range(3):
+        write_run(tmp_path / str(seed), f"transformer_softmax-seed-{seed}", {"si": ours[seed]})
+        write_run(tmp_path / str(seed), f"last_layer-seed-{seed}", {"si": theirs[seed]})
+    correct_KN, reference_KN = (np.stack([bits(row) for row in rows]) for rows in (ours, theirs))
+    difference = language_of(table_of(analyse([tmp_path])), "si").differences["transformer_softmax"]
+    expected = statistics.paired_bootstrap([correct_KN], [reference_KN])
+    assert difference.detectable == pytest.approx(expected.detectable)
+    assert difference.p_bootstrap == pytest.approx(expected.p, abs=0.01)  # ids are in another order here
+    alone = language_of(table_of(analyse([tmp_path / "0"])), "si").differences["transformer_softmax"]
+    discordant = np.mean(correct_KN[0] != reference_KN[0])
+    assert alone.detectable == pytest.approx(statistics.detectable_difference(60, discordant))
+
+
+def test_setups_that_never_disagreed_do_not_tell_what_could_be_shown(tmp_path):
+    for seed in range(2):
+        for name in ("transformer_softmax", "last_layer"):
+            write_run(tmp_path, f"{name}-seed-{seed}", OURS)
+    table = table_of(analyse([tmp_path], num_resamples=FEW))
+    found = [row.differences["transformer_softmax"] for row in (*table.languages, *table.averages)]
+    assert {(item.mean, item.p_bootstrap, item.detectable) for item in found} == {(0.0, 1.0, None)}
+
+
+def test_all_rows_right_is_no_certainty(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path, f"last_layer-seed-{seed}", {"si": "111111", "ta": "111111"})
+    table = table_of(analyse([tmp_path], num_resamples=FEW))
+    exact = stats.binomtest(6, 6).proportion_ci(method="exact").low
+    for row in (*table.languages, *table.averages):
+        accuracy = row.accuracies["last_layer"]
+        assert (accuracy.low, accuracy.high) == (pytest.approx(exact), 1.0)
+
+
 def test_unreadable_answers_are_wrong_and_their_own_figure(tmp_path):
     write_run(tmp_path, "last_layer-seed-0", {"si": "11x0", "ta": "1111"})
     accuracy = language_of(table_of(analyse([tmp_path], num_resamples=FEW), "generate"), "si").accuracies
@@ -228,6 +268,37 @@ def test_seeds_that_one_setup_lacks_are_left_out_of_the_difference_and_noted(tmp
 
 
 @pytest.mark.parametrize(
+    ("seeds", "expected", "note"),
+    [
+        ((0,), 1, "transformer_softmax is compared with last_layer in 1 pair of runs."),
+        ((9,), 1, "last_layer is one training, which every seed of transformer_softmax is compared with"),
+        ((8, 9), 2, "transformer_softmax and last_layer share no seed: .* in order, in 2 pairs"),
+        ((0, 1, 2), 3, None),
+    ],
+)
+def test_a_claim_has_the_seeds_of_the_side_that_has_fewer(tmp_path, seeds, expected, note):
+    for seed in range(3):
+        write_run(tmp_path, f"transformer_softmax-seed-{seed}", {"si": "111000"})
+    for seed in seeds:
+        write_run(tmp_path, f"last_layer-seed-{seed}", {"si": "110000"})
+    write_baseline(tmp_path, "majority", {"si": "000111"})
+    analysis = analyse([tmp_path], num_resamples=FEW)
+    assert analysis.claims[0].num_seeds == expected
+    found = [text for text in table_of(analysis).notes if "pair" in text or "is one training" in text]
+    assert len(found) == (note is not None)
+    assert note is None or re.search(note, found[0])
+
+
+def test_a_claim_over_a_baseline_without_seeds_has_the_seeds_of_the_bridge(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path, f"transformer_softmax-seed-{seed}", {"si": "111000"})
+    write_baseline(tmp_path, "majority", {"si": "000111"})
+    analysis = analyse([tmp_path], num_resamples=FEW, reference="majority")
+    assert [claim.num_seeds for claim in analysis.claims] == [3]
+    assert not any("pair" in note for note in table_of(analysis).notes)
+
+
+@pytest.mark.parametrize(
     ("ours", "theirs", "group", "expected"),
     [
         ((0, 1, 2), (0, 1, 2), "bridge", ([0, 1, 2], [0, 1, 2])),
@@ -268,12 +339,40 @@ def test_without_a_last_layer_the_first_setup_is_the_reference(tmp_path):
     assert table_of(analyse([tmp_path], num_resamples=FEW)).reference == "global_softmax"
 
 
-def test_averages_are_over_the_languages_that_all_setups_have(two):
-    write_baseline(two, "llm", {"en": "111111", "si": "000000"})
+def test_averages_are_over_the_languages_that_all_bridges_have(two):
+    write_run(two, "attention_pool-seed-0", {"en": OURS["en"], "si": OURS["si"]})
     table = table_of(analyse([two], num_resamples=FEW))
     assert [row.languages for row in table.averages] == [("en", "si"), ("si",)]
-    assert "llm" not in language_of(table, "ta").accuracies
-    assert any("languages that all runs have: en, si" in note for note in table.notes)
+    assert "attention_pool" not in language_of(table, "ta").accuracies
+    assert "Averages are over the languages that all bridges have: en, si." in table.notes
+    assert all(row.differences["transformer_softmax"].p_mcnemar is None for row in table.averages)
+
+
+def test_a_baseline_with_fewer_languages_does_not_move_the_bridges_averages(two):
+    before = analyse([two], num_resamples=FEW)
+    write_baseline(two, "llm", {"en": "111111", "si": "000000"})
+    after = analyse([two], num_resamples=FEW)
+    assert after.claims == before.claims
+    table = table_of(after)
+    assert [row.languages for row in table.averages] == [("en", "si", "ta"), ("si", "ta")]
+    assert all("llm" not in row.accuracies for row in table.averages)
+    assert "llm" in language_of(table, "si").accuracies
+    assert "llm has no ta, and is left out of averages with them." in table.notes
+
+
+def test_a_reference_with_fewer_languages_takes_the_averages_with_it(two):
+    write_baseline(two, "llm", {"en": "111111", "si": "000000"})
+    analysis = analyse([two], num_resamples=FEW, reference="llm")
+    assert [row.languages for row in table_of(analysis).averages] == [("en", "si"), ("si",)]
+    assert [claim.num_languages for claim in analysis.claims] == [1, 1]
+
+
+def test_baselines_alone_are_averaged_over_what_they_share(tmp_path):
+    write_baseline(tmp_path, "llm", {"en": "111111", "si": "000000"})
+    write_baseline(tmp_path, "probe", OURS)
+    analysis = analyse([tmp_path], num_resamples=FEW)
+    assert table_of(analysis).averages[0].languages == ("en", "si")
+    assert (analysis.claims, table_of(analysis).encoder) == ((), None)
 
 
 def test_without_unseen_languages_holm_is_over_all_and_there_is_no_zero_shot_average(tmp_path):
@@ -300,6 +399,43 @@ def test_claims_have_the_main_task_first_and_the_transformer_softmax_first_in_ea
     assert analyse([tmp_path], num_resamples=FEW).claims[0].task == "alpha"
     with pytest.raises(ConfigError, match="Unknown task 'gamma'.*Known: alpha, beta"):
         analyse([tmp_path], num_resamples=FEW, main="gamma")
+
+
+def test_claims_after_the_first_are_adjusted_for_being_several(tmp_path):
+    for number, name in enumerate(("transformer_softmax", "attention_pool", "global_softmax", "last_layer")):
+        correct = "".join("1" if (n * 7 + number) % 5 > number else "0" for n in range(40))
+        write_run(tmp_path, f"{name}-seed-0", {"si": correct})
+    first, *others = analyse([tmp_path], num_resamples=FEW).claims
+    assert (first.set_up, first.p_holm) == ("transformer_softmax", None)
+    expected = statistics.holm([claim.difference.p_bootstrap for claim in others])
+    assert [claim.p_holm for claim in others] == expected
+    assert len(others) == 2
+
+
+def test_bridges_that_only_generate_have_their_claims_beside_a_probe_that_only_scores(tmp_path):
+    for name, rows in (("transformer_softmax-seed-0", OURS), ("last_layer-seed-0", THEIRS)):
+        write_run(tmp_path, name, rows, methods=("generate",))
+    write_baseline(tmp_path, "linear_probe_last_layer", OURS)
+    write_baseline(tmp_path, "llm_alone", THEIRS)
+    analysis = analyse([tmp_path], num_resamples=FEW)
+    assert [(claim.method, claim.set_up) for claim in analysis.claims] == [("generate", "transformer_softmax")]
+    probes = table_of(analysis, "score")
+    assert probes.reference is None
+    assert all(row.differences == {} and len(row.accuracies) == 2 for row in (*probes.languages, *probes.averages))
+
+
+def test_what_is_not_done_of_a_study_is_noted(two):
+    places = [f"news/last_layer-seed-{seed}" for seed in range(7)]
+    for place in places[:2]:
+        (two / place).mkdir(parents=True)
+        (two / place / "job.json").write_text("{}")
+    (two / "study.json").write_text(json.dumps({"study": "mine", "jobs": places}))
+    note, after = analyse([two], num_resamples=FEW, notes=["mine"]).notes
+    assert note == "2 of 7 jobs are done; missing: " + ", ".join(places[2:6]) + ", 1 more."
+    assert after == "mine"
+    for record in ({"study": "older, without jobs"}, {"jobs": places[:2]}):
+        (two / "study.json").write_text(json.dumps(record))
+        assert analyse([two], num_resamples=FEW).notes == ()
 
 
 def test_an_analysis_reads_back_as_it_was_written(two):
@@ -365,6 +501,18 @@ def test_another_version_split_or_limit_is_refused_and_says_which(tmp_path, chan
     write_run(tmp_path, "other", OURS, **change)
     with pytest.raises(DataError, match=words):
         analyse([tmp_path])
+
+
+def test_bridges_between_other_models_are_refused_and_say_which(two):
+    bases = {"encoder": {"name": "other", "fingerprint": "e2"}, "llm": {"name": "embedded", "fingerprint": "l1"}}
+    write_baseline(two, "linear_probe_last_layer", OURS, bases={"encoder": bases["encoder"]})
+    table = table_of(analyse([two], num_resamples=FEW))
+    assert (table.encoder, table.llm) == ("embedded", "embedded")
+    assert any("Encoders differ: embedded (e1) in last_layer-seed-0" in note for note in table.notes)
+    write_run(two, "attention_pool-seed-0", OURS, bases=bases)
+    words = r"encoder of bridges is 'other \(e2\)' of attention_pool-seed-0; 'embedded \(e1\)' of last_layer-seed-0, tr"
+    with pytest.raises(DataError, match=words):
+        analyse([two], num_resamples=FEW)
 
 
 def test_other_rows_are_refused_with_an_example(two):

@@ -179,6 +179,15 @@ def test_texts_cut_and_unlike_limits_are_noted():
     assert "Tokens read per text differ: 200 in last; 512 in ts-seed-0." in notes
 
 
+def test_other_frozen_models_and_unlike_answer_limits_are_noted():
+    bases = {"encoder": {"name": "large", "fingerprint": "e2"}, "llm": {"name": "embedded", "fingerprint": "l1"}}
+    unlike = other(bases=bases, max_new_tokens=8)
+    notes = comparison([make_results(), unlike]).notes
+    assert "Encoders differ: embedded (e1) in ts-seed-0; large (e2) in last." in notes
+    assert "Tokens generated at most differ: 8 in last; 32 in ts-seed-0." in notes
+    assert not any("LLMs" in note for note in notes)
+
+
 def generated_only(**changes):
     language = make_language(methods={"generate": {"correct": 3, "unreadable": 2}})
     return make_results({"en": language}, methods=("generate",), **changes)

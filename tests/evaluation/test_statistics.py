@@ -111,6 +111,49 @@ def test_the_standard_error_of_rows_and_seeds_is_right_on_average():
     assert np.var([one.mean for one in found]) == pytest.approx(truth, rel=0.08)
 
 
+def test_seeds_whose_totals_are_equal_over_three_languages_leave_the_plain_bootstrap_over_rows():
+    """Thirds add up to the same only but for rounding, which is no variance between seeds."""
+    generator = np.random.default_rng(0)
+    num_unlike = 0
+    for _ in range(1500):
+        first = generator.random((3, 40)) < 0.5
+        second = np.stack([generator.permutation(row) for row in ~first])
+        second[:2] = second[1::-1]
+        if first.sum() != second.sum():
+            continue
+        seeds = [np.stack(pair) for pair in zip(first, second, strict=True)]
+        values_KN = np.sum(seeds, axis=0) / 3
+        if values_KN.mean(axis=0).var() >= (values_KN[0] - values_KN[1]).var() / 4:
+            continue  # then rows are left, and the interval is narrower than theirs
+        (values,) = stack(seeds)
+        num_unlike += values[0].mean() != values[1].mean()
+        found = bootstrap_interval(seeds, num_resamples=FEW)
+        plain = bootstrap_interval([matrix.mean(axis=0, keepdims=True) for matrix in seeds], num_resamples=FEW)
+        assert found.degrees_of_freedom == float("inf")
+        assert (found.low, found.high) == pytest.approx((plain.low, plain.high))
+        assert found.high - found.low > 0.05
+    assert num_unlike > 3
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-17, -3e-17, 1e-15])
+def test_rounding_is_no_variance_between_seeds(rounding):
+    values = np.array([[1.0, 0.0, 0.0, 1.0, 0.0, 1.0]])
+    seeds = np.concatenate([values, 1 - values + rounding])  # all is residual: what is left of the rows is nothing
+    (found,) = bootstrap([[seeds + 0.1 * values]], num_resamples=2000)
+    (plain,) = bootstrap([[(seeds + 0.1 * values).mean(axis=0, keepdims=True)]], num_resamples=2000)
+    assert (found.low, found.high, found.p) == pytest.approx((plain.low, plain.high, plain.p))
+
+
+@pytest.mark.parametrize(("seeds", "rows", "languages"), [(1, 30, 1), (5, 204, 1), (3, 50, 4)])
+def test_an_accuracy_of_0_or_100_percent_has_the_exact_interval_of_its_rows(seeds, rows, languages):
+    right, wrong = (bootstrap_interval([np.full((seeds, rows), value)] * languages) for value in (True, False))
+    exact = stats.binomtest(rows, rows).proportion_ci(method="exact")
+    assert (right.low, right.high) == pytest.approx((exact.low, 1.0))
+    assert (wrong.low, wrong.high) == pytest.approx((0.0, 1 - exact.low))
+    few = bootstrap_interval([np.ones((2, 20)), np.ones((2, 60))], clusters=["a", "b"])
+    assert few.low == pytest.approx(stats.binomtest(20, 20).proportion_ci(method="exact").low)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What never changes a figure
 
@@ -364,6 +407,23 @@ def test_the_detectable_average_is_found_in_80_percent_of_simulations():
     found = bootstrap([[values] for values in rows + rest + truth], num_resamples=1500)
     assert np.mean([one.detectable for one in found]) == pytest.approx(truth, rel=0.02)
     assert np.mean([one.p <= 0.05 for one in found]) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize(("row_spread", "seed_spread"), [(0.0, 0.0), (0.7, 0.0), (0.7, 0.2)])
+def test_what_five_seeds_can_show_of_one_language_is_found_in_80_percent_of_simulations(row_spread, seed_spread):
+    """Connor's formula, of one pair of runs, would be far off here: it knows nothing of the other seeds."""
+    generator = np.random.default_rng(3)
+    options = {"experiments": 600, "seeds": 5, "rows": 200, "row_spread": row_spread, "seed_spread": seed_spread}
+
+    def drawn(num_better):
+        ours, theirs = (matrix[:, 0] for matrix in simulate(generator, **options))
+        better = generator.random(ours.shape) < num_better  # rows that ours gets right as well, in every seed anew
+        return bootstrap([[values] for values in (ours | better).astype(float) - theirs], num_resamples=999)
+
+    stated = [one.detectable for one in drawn(0.0)]
+    found = drawn(2 * np.mean(stated))  # half of all rows are wrong, so that this gains the stated difference
+    assert np.mean([one.mean for one in found]) == pytest.approx(np.mean(stated), rel=0.06)
+    assert np.mean([one.p <= 0.05 for one in found]) == pytest.approx(0.8, abs=0.06)
 
 
 def test_without_scipy_the_message_says_what_to_install(monkeypatch):

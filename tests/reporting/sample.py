@@ -32,8 +32,10 @@ CODES = (
 SEEDS = (0, 1, 2, 3, 4)
 LAYERS = tuple(range(1, 9))
 REFERENCE, MAIN = "last_layer", "transformer_softmax"
-BRIDGES = (REFERENCE, "global_softmax", MAIN)
-BASELINES = ("llm_alone", "linear_probe_last_layer", "linear_probe_fused")
+BRIDGES = (REFERENCE, "global_softmax_published", "langbridge", MAIN)
+GLOBAL = BRIDGES[1]
+BASELINES = ("llm_alone", "linear_probe_last_layer", *(f"linear_probe-{name}" for name in (REFERENCE, MAIN)))
+"""As the study of the paper calls them."""
 
 TEXTS = {
     "si": ("ශ්‍රී ලංකාවේ වැසි නිසා අද පාසල් වසා ඇත.", "▁ශ|්|\u200dරී|▁ලංකා|වේ|▁වැ|සි|▁නිසා|▁අද|▁පාස|ල්|▁වසා|▁ඇත|."),
@@ -75,7 +77,7 @@ def set_ups(*, sweep: bool = True) -> tuple[SetUp, ...]:
         runs = tuple(f"{name}-seed{seed}" for seed in SEEDS)
         return SetUp(name=name, group=group, fusion=fusion or name, layer=layer, seeds=SEEDS, runs=runs)
 
-    layers = [one(f"layer_{n}", "layer_sweep", "single_layer", n) for n in LAYERS] if sweep else []
+    layers = [one(f"layer-{n}", "layer_sweep", "single_layer", n) for n in LAYERS] if sweep else []
     return (*(one(n, "bridge") for n in BRIDGES), *layers, *(one(n, "baseline") for n in BASELINES))
 
 
@@ -83,11 +85,12 @@ def make_task(task: str = "sib200", method: str = "score", *, codes=CODES, sweep
     rng = random.Random(f"{task}{method}{seed}")
     columns = set_ups(sweep=sweep)
     gain = {
-        "global_softmax": 0.008,
+        "global_softmax_published": 0.008,
+        "langbridge": -0.01,
         MAIN: 0.012,
         "llm_alone": -0.12,
         "linear_probe_last_layer": 0.06,
-        "linear_probe_fused": 0.1,
+        f"linear_probe-{MAIN}": 0.1,
     }
     rows = []
     for code in codes:
@@ -122,6 +125,7 @@ def make_task(task: str = "sib200", method: str = "score", *, codes=CODES, sweep
     averages.append(make_average(rng, "zero-shot average", columns, [row for row in rows if not row.seen]))
     return TaskAnalysis(
         task=task, task_version=1, split="test", limit=None, method=method, reference=REFERENCE, set_ups=columns,
+        encoder="embedded encoder", llm="embedded LM",
         languages=tuple(rows), averages=tuple(averages), parallel=True,
         notes=("3 of 5508 texts were longer than 512 encoder tokens and were cut.",),
     )  # fmt: skip
@@ -154,13 +158,13 @@ def make_weights(rng: random.Random, fusion: str, seed: int, task: str = "sib200
 
     fixed = row(0.3 * seed)
     languages = {
-        code: LanguageWeights(num_tokens=4000 + 10 * i, mean=fixed if fusion == "global_softmax" else row(i % 5 - 2))
+        code: LanguageWeights(num_tokens=4000 + 10 * i, mean=fixed if fusion == GLOBAL else row(i % 5 - 2))
         for i, code in enumerate(CODES)
     }
     sentences = []
     for code, (text, tokens) in TEXTS.items():
         spelt = (*tokens.split("|"), "</s>")
-        weights = tuple(fixed if fusion == "global_softmax" else row(rng.uniform(-2.5, 2)) for _ in spelt)
+        weights = tuple(fixed if fusion == GLOBAL else row(rng.uniform(-2.5, 2)) for _ in spelt)
         sentences.append(TokenWeights(language=code, text=text, tokens=spelt, weights=weights))
     return LayerWeights(
         run=f"{fusion}-seed{seed}", fusion=fusion, seed=seed, task=task, layer_numbers=LAYERS, languages=languages,
@@ -190,7 +194,7 @@ def make_origin(name: str, seed: int, task: str = "sib200") -> Origin:
 
 @cache
 def make_analysis(title: str = "Topics in 26 languages never trained on") -> Analysis:
-    """Two tasks, one read both ways; 27 languages, 3 bridges, 8 single layers, 3 baselines, 5 seeds."""
+    """Two tasks, one read both ways; 27 languages, 4 bridges, 8 single layers, 4 baselines, 5 seeds."""
     rng = random.Random(1)
     tasks = (make_task(), make_task(method="generate"), make_task("xnli", codes=CODES[:15], sweep=False))
     claims = tuple(
@@ -205,15 +209,21 @@ def make_analysis(title: str = "Topics in 26 languages never trained on") -> Ana
             difference=task.averages[1].differences[name],
         )
         for task in tasks
-        for name in (MAIN, "global_softmax")
+        for name in (MAIN, "global_softmax_published", "langbridge")
+    )
+    claims = tuple(
+        claim.model_copy(update={"p_holm": min(1.0, 8 * claim.difference.p_bootstrap)}) if number else claim
+        for number, claim in enumerate(claims)
     )
     return Analysis(
         title=title, command="layerbridge reproduce paper --pair embedded --data DATA",
         created=datetime(2025, 3, 1, 12, tzinfo=UTC), claims=claims, tasks=tasks,
         weights=tuple(
-            SetUpWeights(set_up=name, weights=make_weights(rng, name, seed)) for name in BRIDGES[1:] for seed in (0, 1)
+            SetUpWeights(set_up=name, weights=make_weights(rng, name, seed))
+            for name in (GLOBAL, MAIN)
+            for seed in (0, 1)
         ),
-        curves=tuple(make_curve(rng, name, seed) for name in BRIDGES for seed in SEEDS),
+        curves=tuple(make_curve(rng, name, seed) for name in (*BRIDGES, "layer-3") for seed in SEEDS),
         origins=tuple(make_origin(name, seed) for name in BRIDGES for seed in SEEDS),
         notes=("Amazon reviews were left out: no data was given.",),
     )  # fmt: skip

@@ -5,11 +5,22 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from layerbridge.reporting.charts import forests, heat_map, layer_lines, layer_map
+from layerbridge.reporting.charts import (
+    colour_in,
+    curves,
+    forests,
+    heat_map,
+    layer_lines,
+    layer_map,
+    set_up_colour,
+    weight_bars,
+)
 from layerbridge.reporting.colour import shade
-from layerbridge.reporting.figures import INK, clean
+from layerbridge.reporting.figures import INK, SOFT, clean
 from layerbridge.reporting.views import short_name
-from tests.reporting.sample import MAIN, make_task
+from layerbridge.reporting.weights import mixtures
+from layerbridge.reporting.wording import set_up_name
+from tests.reporting.sample import BRIDGES, MAIN, make_analysis, make_task
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -28,7 +39,7 @@ def marks(figure, group):
 def test_a_forest_lists_languages_by_gain_and_averages_last():
     task = make_task(codes=("en", "si", "ta", "ar", "th"), sweep=False)
     ranked = sorted(task.languages, key=lambda row: -row.differences[MAIN].mean)
-    main, other = forests(task, MAIN)
+    main, other, _ = forests(task, MAIN)
     names = [short_name(row, task) + (" *" if row.seen else "") for row in ranked]
     for figure in (main, other):
         shown = [text for text in texts(figure) if text in {*names, "average", "zero-shot average"}]
@@ -40,7 +51,7 @@ def test_a_forest_lists_languages_by_gain_and_averages_last():
 
 def test_a_forests_marks_lie_where_the_differences_are():
     task = make_task(codes=("en", "si", "ta", "ar", "th"), sweep=False)
-    (main, _) = forests(task, MAIN)
+    main = forests(task, MAIN)[0]
     root = ET.fromstring(main.svg)
     places = [
         (float(use.get("x")), float(use.get("y")))
@@ -55,6 +66,39 @@ def test_a_forests_marks_lie_where_the_differences_are():
     scale = (places[0][0] - places[4][0]) / (values[0] - values[4])
     assert [x for x, _ in places] == pytest.approx([places[0][0] + scale * (v - values[0]) for v in values], abs=0.01)
     assert [y for _, y in places] == sorted(y for _, y in places)
+
+
+def test_marks_of_languages_seen_in_training_are_explained():
+    task = make_task(codes=("en", "si", "ta"))
+    assert all("* and hollow: seen in training." in figure.says for figure in forests(task, MAIN))
+    assert "*: seen in training." in layer_map(task, MAIN).says
+    unseen = task.model_copy(update={"languages": task.languages[1:]})
+    assert not any("seen" in figure.says for figure in (*forests(unseen, MAIN), layer_map(unseen, MAIN)))
+    assert all("not adjusted for the number of languages" in figure.says for figure in forests(task, MAIN))
+
+
+def test_a_bridge_has_one_colour_everywhere_and_the_layer_sweep_no_learning_curve():
+    analysis = make_analysis()
+    colours = {name: set_up_colour(analysis.tasks[0], name) for name in BRIDGES}
+    assert len(set(colours.values())) == len(BRIDGES)
+    loss, dev = curves(analysis.model_copy(update={"curves": analysis.curves[::-1]}), "sib200")
+    for figure in (loss, dev):
+        assert "layer 3" not in texts(figure)
+        assert [text for text in texts(figure) if text in map(set_up_name, BRIDGES)] == [*map(set_up_name, BRIDGES)]
+        for name in BRIDGES:
+            assert f"stroke: {colours[name]}" in figure.svg
+    (mixture,) = [m for m in mixtures(analysis) if m.set_up == "global_softmax_published"]
+    bars = weight_bars(mixture, colour_in(analysis, mixture.task, mixture.set_up))
+    assert f"fill: {colours['global_softmax_published']}" in bars.svg
+    assert colour_in(analysis, "sib200", "layer-3") == SOFT
+
+
+def test_a_dot_is_explained_where_there_are_several_runs():
+    analysis = make_analysis()
+    several = next(m for m in mixtures(analysis) if m.is_global)
+    (one,) = mixtures(analysis.model_copy(update={"weights": analysis.weights[:1]}))
+    assert weight_bars(several, SOFT).says.endswith("A dot is one run.")
+    assert "dot" not in weight_bars(one, SOFT).says
 
 
 def test_a_task_without_a_layer_sweep_has_no_charts_of_it():
@@ -84,7 +128,7 @@ def test_a_heat_map_of_many_layers_leaves_the_numbers_to_its_table():
 
 
 def test_a_drawing_in_a_page_has_its_own_ids_and_the_pages_colours():
-    (figure, _) = forests(make_task(codes=("en", "si"), sweep=False), MAIN)
+    figure, *_ = forests(make_task(codes=("en", "si"), sweep=False), MAIN)
     ids = re.findall(r'\bid="([^"]+)"', figure.inline)
     assert ids
     assert all(name.startswith(figure.key) for name in ids)

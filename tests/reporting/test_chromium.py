@@ -167,6 +167,10 @@ def test_one_task_is_shown_at_a_time_and_all_are_printed(opened):
     assert page.locator(shown).get_attribute("id") == "task-xnli-score"
     page.get_by_role("link", name="SIB-200, generate and match").click()
     assert page.locator(shown).get_attribute("id") == "task-sib200-generate"
+    page.get_by_role("radio", name="XNLI, label scoring").check(force=True)
+    page.get_by_role("link", name="SIB-200, generate and match").click()  # the same again: the hash stays
+    assert page.locator(shown).get_attribute("id") == "task-sib200-generate"
+    assert abs(page.locator(shown).bounding_box()["y"]) < 5
     page.emulate_media(media="print")
     assert page.locator(shown).count() == 3
 

@@ -78,7 +78,7 @@ def test_every_table_says_what_its_heads_are_heads_of(page):
 
 def test_every_drawing_says_in_words_what_it_shows(page, report):
     drawings = [element for element in page.elements if element.tag == "svg"]
-    assert len(drawings) == len(list(report.glob("figures/*.svg"))) == 15
+    assert len(drawings) == len(list(report.glob("figures/*.svg"))) == 18
     for drawing in drawings:
         assert drawing.attributes["role"] == "img"
         assert "width" not in drawing.attributes
@@ -119,12 +119,12 @@ def test_the_table_of_languages_has_the_numbers_of_the_analysis(page, analysis):
             assert seen[0] == ("seen" if row.seen else "")
             assert resource[2] == ("" if row.resource is None else str(row.resource))
             assert line[0][1] == f"{row.code} · {row.script}"
-        for name, (text, small, value) in zip(BRIDGES, cells[:3], strict=True):
+        for name, (text, small, value) in zip(BRIDGES, cells[:4], strict=True):
             found = row.accuracies[name]
             assert float(value) == found.mean
             assert text == f"{100 * found.mean:.1f}"
             assert small == f"{100 * found.low:.1f} to {100 * found.high:.1f}"
-        for name, part in ((MAIN, cells[3:6]), ("global_softmax", cells[6:9])):
+        for name, part in ((MAIN, cells[4:7]), (BRIDGES[1], cells[7:10]), (BRIDGES[2], cells[10:])):
             found = row.differences[name]
             points, bootstrap, mcnemar = part
             assert float(points[2]) == found.mean
@@ -176,6 +176,7 @@ def test_markdown_and_csv_and_the_page_have_the_same_cells(page, report):
 
 def test_generate_counts_unreadable_answers_apart(page, analysis):
     last_layer, global_softmax = page.rows("table-sib200-generate-languages")[0][5:7]
+    assert "Unreadable" not in page.by_id("task-sib200-score").text
     assert last_layer[1].endswith("; 0.0 unreadable")
     assert global_softmax[1].endswith("; 3.0 unreadable")
     assert "none of them counts as wrong" in page.by_id("task-sib200-generate").text
@@ -186,15 +187,104 @@ def test_the_layer_sweep_and_the_baselines_have_tables_of_their_own(page, analys
     assert not any("LLM alone" in text or text.startswith("layer 1") for text in main)
     layers = page.rows("table-sib200-score-layers")
     assert [float(c[2]) for c in layers[-1][3:]] == [
-        analysis.tasks[0].averages[1].accuracies[f"layer_{n}"].mean for n in range(1, 9)
+        analysis.tasks[0].averages[1].accuracies[f"layer-{n}"].mean for n in range(1, 9)
     ]
-    assert "linear probe, fused" in page.by_id("table-sib200-score-baselines").text
+    baselines = page.by_id("table-sib200-score-baselines").text
+    assert "linear probe, last layer" in baselines
+    assert "linear probe on Transformer Softmax's fused states" in baselines
+    assert "The LLM takes no part in a linear probe; a fused one reads the states of a trained bridge." in page.text
+
+
+def test_headings_of_a_table_are_unique(analysis):
+    task = analysis.tasks[0]
+    twice = [s.model_copy(update={"name": f"{s.name} [{n}]"}) for s in task.set_ups for n in (1, 2)]
+    named = {
+        field: {f"{k} [{n}]": v for k, v in getattr(task.languages[0], field).items() for n in (1, 2)}
+        for field in ("accuracies", "differences")
+    }
+    rows = (task.languages[0].model_copy(update=named),)
+    reference = {"reference": f"{REFERENCE} [1]", "set_ups": tuple(twice), "languages": rows, "averages": ()}
+    other = small_analysis(tasks=(task.model_copy(update=reference),))
+    for table in (*view_report(analysis).tables, *view_report(other).tables):
+        headings = [(column.group, column.heading) for column in table.columns]
+        assert len(set(headings)) == len(headings), table.title
+
+
+def test_unreadable_answers_in_label_scoring_are_told_where_there_are_any():
+    task = make_task(codes=("en", "si"))
+    for name, key in (("llm_alone", "baselines"), ("layer-2", "layers"), (MAIN, "languages")):
+        row = task.languages[1]
+        found = {**row.accuracies, name: row.accuracies[name].model_copy(update={"unreadable": 0.25})}
+        rows = (task.languages[0], row.model_copy(update={"accuracies": found}))
+        view = view_report(small_analysis(tasks=(task.model_copy(update={"languages": rows}),)))
+        table = next(table for table in view.tables if table.key.endswith(key))
+        assert any(cell.small.endswith("; 25.0 unreadable") for line in table.rows for cell in line.cells)
+        assert (
+            "Unreadable: answers whose log-probabilities were no numbers, in percent; they count as wrong."
+            in table.caption
+        )
+
+
+def test_baselines_alone_have_their_table_and_no_claim():
+    task = make_task(codes=("en", "si"), sweep=False)
+    alone = tuple(s for s in task.set_ups if s.group == "baseline")
+    rows = tuple(row.model_copy(update={"differences": {}}) for row in task.languages)
+    averages = tuple(row.model_copy(update={"differences": {}}) for row in task.averages)
+    update = {"set_ups": alone, "languages": rows, "averages": averages, "reference": None}
+    page = drawn(small_analysis(tasks=(task.model_copy(update=update),), claims=()))
+    assert len(page.rows("table-sib200-score-baselines")) == 4
+    assert not [e for e in page.elements if e.attributes.get("id") == LANGUAGES]
+
+
+def test_an_average_of_one_language_is_of_one_language():
+    page = drawn(small_analysis(tasks=(make_task(codes=("en", "si"), sweep=False),)))
+    assert page.rows(LANGUAGES)[-1][0][1] == "1 language"
+
+
+def test_what_interval_and_p_are_about_is_told_under_the_first_claim(page):
+    (header,) = [e for e in page.elements if e.tag == "header"]
+    for part in (
+        "rows and seeds are drawn again",
+        "languages are these ones",
+        "Encoder embedded encoder, LLM embedded LM",
+    ):
+        assert part in header.text
+    text = page.elements[0].text
+    assert "combined by Rüger's rule; it is about these runs, not about other seeds." in text
+    assert "so it stands alone; the others are adjusted for being several (Holm)" in page.by_id("claims").text
+    assert "Holm; over all where none is unseen" in text
+
+
+def test_what_was_left_out_is_told_before_the_claims(page, analysis):
+    (header,) = [e for e in page.elements if e.tag == "header"]
+    assert header.text.index(analysis.notes[0]) < header.text.index("points over")
+    assert page.text.count(analysis.notes[0]) == 1
+
+
+def test_the_date_is_of_the_results_not_of_the_report(page):
+    (footer,) = [e for e in page.elements if e.tag == "footer"]
+    assert footer.text.strip().startswith("From results up to 2025-03-01 12:00 UTC.")
 
 
 def test_the_power_table_says_what_the_rows_can_show(page, analysis):
     found = {row.name: row for row in analysis.tasks[0].languages}
     for line in page.rows("table-sib200-score-power")[: len(CODES)]:
-        assert float(line[2][2]) == found[line[0][2]].differences["global_softmax"].detectable
+        assert float(line[2][2]) == found[line[0][2]].differences[BRIDGES[1]].detectable
+
+
+def test_set_ups_that_never_disagreed_have_a_dash_for_what_could_be_shown():
+    task = make_task(codes=("en", "si"), sweep=False)
+
+    def same(row):
+        update = {"mean": 0.0, "low": 0.0, "high": 0.0, "p_bootstrap": 1.0, "wins": 0, "losses": 0, "detectable": None}
+        return row.model_copy(
+            update={"differences": {k: v.model_copy(update=update) for k, v in row.differences.items()}}
+        )
+
+    rows, averages = tuple(map(same, task.languages)), tuple(map(same, task.averages))
+    page = drawn(small_analysis(tasks=(task.model_copy(update={"languages": rows, "averages": averages}),)))
+    assert {line[2][0] for line in page.rows("table-sib200-score-power")} == {"–"}
+    assert "zero-shot average: the two never disagreed, so these rows do not tell." in page.by_id("power").text
 
 
 def test_the_coloured_sentences_are_the_sentences(page, analysis):
@@ -214,7 +304,6 @@ def test_the_coloured_sentences_are_the_sentences(page, analysis):
 
 def test_the_origin_of_every_run_is_told(page, report, analysis):
     assert analysis.command in page.by_id("origins").text
-    assert analysis.notes[0] in page.by_id("origins").text
     text = (report / "tables/runs.csv").read_text(encoding="utf-8")
     assert all(o.run in text and o.checkpoint_sha256 in text and o.train_sha256 in text for o in analysis.origins)
 
@@ -313,13 +402,37 @@ def test_one_set_up_without_anything_to_compare_makes_a_page_too():
     assert len(page.rows(LANGUAGES)) == 2
 
 
-def test_files_of_an_earlier_report_are_removed_and_others_kept(tmp_path):
-    folder = write_report(small_analysis(), tmp_path / "report").parent
-    (folder / "figures/old.svg").write_text("old")
-    (folder / "mine.txt").write_text("mine")
+def test_files_of_an_earlier_report_are_removed_and_all_others_kept(tmp_path):
+    with_layers = small_analysis(tasks=(make_task(codes=("en", "si")),))
+    folder = write_report(with_layers, tmp_path / "report").parent
+    before = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    mine = ["mine.txt", "figures/mine.svg", "tables/mine.csv", "tables/sib200-score-mine.md"]
+    for name in mine:
+        (folder / name).write_text("mine")
     write_report(small_analysis(), folder)
-    assert not (folder / "figures/old.svg").exists()
-    assert (folder / "mine.txt").exists()
+    after = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    assert before - after == {
+        "figures/sib200-score-layers.svg", "figures/sib200-score-layer-map.svg", "tables/sib200-score-layers.csv",
+        "tables/sib200-score-layers.md",
+    }  # fmt: skip
+    assert after - before == set(mine)
+
+
+def test_a_folder_that_no_report_was_written_in_loses_nothing(tmp_path):
+    folder = tmp_path / "report"
+    for name in ("figures/mine.svg", "tables/mine.csv"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("mine")
+    write_report(small_analysis(), folder)
+    assert (folder / "figures/mine.svg").read_text() == (folder / "tables/mine.csv").read_text() == "mine"
+
+
+def test_a_list_of_files_that_was_changed_removes_nothing_elsewhere(tmp_path):
+    folder = write_report(small_analysis(), tmp_path / "report").parent
+    (tmp_path / "mine.svg").write_text("mine")
+    (folder / "files.txt").write_text("../mine.svg\nfigures/../../mine.svg\nindex.html\n")
+    write_report(small_analysis(), folder)
+    assert (tmp_path / "mine.svg").exists()
 
 
 def test_a_file_in_the_folders_place_is_not_overwritten(tmp_path):

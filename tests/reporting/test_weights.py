@@ -1,16 +1,21 @@
 """Layer weights put together: means over runs and tokens, and colours that do not blow up nothing."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from layerbridge.analysis import LanguageWeights, LayerWeights, SetUpWeights, TokenWeights
+from layerbridge.evaluation.weights import MAX_TEXTS
+from layerbridge.model.fusion import FUSIONS
 from layerbridge.reporting.colour import shade
-from layerbridge.reporting.weights import MIN_SPAN, colour_texts, mixtures, scale, weights_table
+from layerbridge.reporting.page import render_report, view_report
+from layerbridge.reporting.weights import GLOBAL, MIN_SPAN, NUM_TEXTS, colour_texts, mixtures, scale, weights_table
 from tests.reporting.sample import make_analysis
 
 
-def run_weights(seed=0, **languages):
+def run_weights(seed=0, *, fusion="transformer_softmax", **languages):
     return LayerWeights(
-        run=f"run{seed}", fusion="transformer_softmax", seed=seed, task="t", layer_numbers=(1, 2), sentences=(),
+        run=f"run{seed}", fusion=fusion, seed=seed, task="t", layer_numbers=(1, 2), sentences=(),
         languages={code: LanguageWeights(num_tokens=n, mean=(w, 1 - w)) for code, (n, w) in languages.items()},
     )  # fmt: skip
 
@@ -33,12 +38,34 @@ def test_a_script_is_the_mean_over_the_tokens_of_its_languages():
     assert mixture.by_script == {"Deva": pytest.approx((0.3, 0.7)), "Sinh": pytest.approx((0.5, 0.5))}
 
 
-def test_the_same_weights_everywhere_are_global_though_runs_differ():
-    mixture = mixed(run_weights(0, hi=(3, 0.2), si=(5, 0.2)), run_weights(1, hi=(3, 0.6), si=(5, 0.6)))
+def test_a_fusion_with_the_same_weights_for_all_tokens_is_global_though_runs_differ():
+    each = {"fusion": "global_softmax_published"}
+    mixture = mixed(run_weights(0, hi=(3, 0.2), si=(5, 0.2), **each), run_weights(1, hi=(3, 0.6), si=(5, 0.6), **each))
     assert mixture.is_global
     assert not mixture.is_one_layer
     assert mixture.by_run() == [pytest.approx((0.2, 0.8)), pytest.approx((0.6, 0.4))]
     assert mixed(run_weights(0, hi=(3, 1.0), si=(5, 1.0))).is_one_layer
+
+
+def test_a_fusion_by_tokens_on_one_language_is_not_called_global():
+    assert not mixed(run_weights(0, si=(5, 0.2))).is_global
+    analysis = make_analysis().model_copy(
+        update={"weights": (SetUpWeights(set_up="mine", weights=run_weights(0, si=(5, 0.2))),)}
+    )
+    assert "One set of weights for every token" not in render_report(view_report(analysis))
+
+
+def test_every_fusion_is_known_to_be_global_or_by_tokens():
+    assert set(GLOBAL) < set(FUSIONS)
+    assert {"transformer_softmax", "attention_pool"}.isdisjoint(GLOBAL)
+
+
+def test_the_number_of_texts_told_is_the_number_read():
+    assert NUM_TEXTS == MAX_TEXTS
+    assert (
+        "the first 32 texts of each language, and over 1 run."
+        in weights_table(mixed(run_weights(si=(1, 0.5)))).caption[0]
+    )
 
 
 def test_a_run_that_has_no_weights_counts_for_nothing():
@@ -56,6 +83,14 @@ def test_colours_span_what_is_used_but_never_less_than_a_layer():
     assert high - low == pytest.approx(MIN_SPAN)
     assert low < 4.01 < 4.02 < high
     assert scale([], (3, 9)) == (3.0, 9.0)
+
+
+@given(st.lists(st.floats(1, 8), min_size=1), st.integers(1, 8))
+def test_the_scale_ends_at_layers_that_there_are_and_holds_what_is_used(means, last):
+    means = [min(mean, last) for mean in means]
+    low, high = scale(means, range(1, last + 1))
+    assert 1 <= low <= min(means) <= max(means) <= high <= last
+    assert high - low >= min(MIN_SPAN, last - 1) - 1e-9
 
 
 def test_a_deeper_layer_is_a_deeper_colour():

@@ -64,7 +64,7 @@ def test_a_study_shows_its_plan_does_every_job_and_writes_the_report(undisturbed
     assert "0 of them done" in shown
     runs = {path.name for path in (out / "headlines").iterdir()}
     seeds = [f"{name}-seed-{seed}" for seed in (0, 1) for name in ("last_layer", "transformer_softmax")]
-    assert runs >= {*seeds, "llm_alone", "linear_probe_last_layer", "linear_probe-last_layer-seed-0"}
+    assert runs >= {*seeds, "llm_alone", "linear_probe_last_layer", "linear_probe-transformer_softmax-seed-0"}
     assert "layer-2" in runs
     page = out / "report" / "index.html"
     assert str(page) in shown.replace("\n", "")

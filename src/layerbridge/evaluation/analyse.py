@@ -1,6 +1,6 @@
 """Several evaluated runs -> one `Analysis`: accuracies, differences and how sure they are, by task and method.
 
-Runs that differ in the seed alone are one set-up (`compare.group_seeds`); what is not comparable is refused
+Runs that differ in the seed alone are one set-up (`set_ups`); what is not comparable is refused
 (`compare.check_comparable`). K seeds, N rows.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,24 +17,21 @@ from layerbridge.analysis import (
     Accuracy,
     Analysis,
     AverageRow,
-    Claim,
     Difference,
     LanguageRow,
     LearningCurve,
     Origin,
-    SetUp,
     SetUpWeights,
     TaskAnalysis,
 )
 from layerbridge.errors import ConfigError, unknown_name
 from layerbridge.evaluation import compare, statistics
-from layerbridge.evaluation.correctness import Correctness, find_evaluations
-from layerbridge.evaluation.run_records import RunRecords
+from layerbridge.evaluation.claims import claims_of, notes_of
+from layerbridge.evaluation.correctness import find_evaluations
+from layerbridge.evaluation.run_records import RunRecords, notes_on_studies
+from layerbridge.evaluation.set_ups import Column, Table, pair_seeds, reference_of, tables_of
 from layerbridge.languages import language
-from layerbridge.results import Method, Results, read_results
-
-FEW_SEEDS = 5
-"""With fewer, a note says so."""
+from layerbridge.results import LanguageScore, read_results
 
 Average = Literal["average", "zero-shot average"]
 
@@ -54,134 +51,44 @@ def analyse(
 
     Args:
         paths: Run folders, evaluation folders, results.json files, or folders that hold runs at any depth (a study).
-        title: By default the tasks' names.
+        title: By default empty: the page makes one.
         reference: Set-up that differences are to, in every task that has it. By default the bridge `last_layer`, else
             the first of fusion last_layer, else the first set-up.
         main: Task whose claims come first; by default the first by name.
         command: What to type to get the same.
-        notes: Of the whole.
+        notes: Of the whole, after what is not done yet of a study's folder.
         num_resamples: Of the bootstrap.
         seed: Of the bootstrap; the same files give the same analysis.
 
     Raises:
         ConfigError: nothing at a path, or a reference or main task that is not there.
-        DataError: one task in several versions, splits, limits or data, or predictions that are missing, damaged, or
-            not of the same rows; the message says which run has which.
+        DataError: one task in several versions, splits, limits or data, bridges between other frozen models, or
+            predictions that are missing, damaged, or not of the same rows; the message says which run has which.
     """
-    read = [RunRecords(results=read_results(file), folder=file.parent) for file in find_evaluations(paths)]
+    folders = [Path(path) for path in paths]
+    read = [RunRecords(results=read_results(file), folder=file.parent) for file in find_evaluations(folders)]
     # One order whatever the order of the paths; the newest of equals still comes first, see distinct_checkpoints.
     read.sort(key=lambda run: (run.results.provenance.task, run.results.provenance.run, str(run.folder)))
-    tables: list[_Table] = []
+    tables: list[Table] = []
     for task in sorted({run.results.provenance.task for run in read}):
-        tables += _tables([run for run in read if run.results.provenance.task == task])
-    chosen = [(table, _reference(table, tables, reference)) for table in tables]
+        tables += tables_of([run for run in read if run.results.provenance.task == task])
+    chosen = [(table, reference_of(table, tables, reference)) for table in tables]
     tasks = [_analyse_table(table, base, reference, num_resamples, seed) for table, base in chosen]
     names = list(dict.fromkeys(task.task for task in tasks))
     if main is not None and main not in names:
         raise ConfigError(unknown_name("task", main, names))
     records = list(_records(tables))
     return Analysis(
-        title=title or ", ".join(names),
+        title=title or "",
         command=command,
         created=max(run.results.created for run in read),
-        claims=tuple(_claims(tasks, main)),
+        claims=tuple(claims_of(tasks, main)),
         tasks=tuple(tasks),
         weights=tuple(weights for weights, _, _ in records if weights is not None),
         curves=tuple(curve for _, curve, _ in records if curve is not None),
         origins=tuple(origin for _, _, origin in records),
-        notes=tuple(notes),
+        notes=(*notes_on_studies(folders), *notes),
     )
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Runs to set-ups
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Column:
-    """One set-up: what a report says of it, and its runs in the order of the seeds."""
-
-    record: SetUp
-    runs: tuple[Results, ...]
-
-    def has(self, codes: Iterable[str]) -> bool:
-        return all(code in run.languages for code in codes for run in self.runs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """One task, read one way."""
-
-    method: Method
-    columns: tuple[_Column, ...]
-    correctness: Correctness
-    records: Mapping[int, RunRecords]
-    """By identity of the results."""
-    checkpoints: tuple[tuple[Results, ...], ...]
-
-    @property
-    def runs(self) -> list[Results]:
-        return [run for column in self.columns for run in column.runs]
-
-
-def _tables(read: Sequence[RunRecords]) -> Iterator[_Table]:
-    """Yield one table a method of one task's evaluations."""
-    records = {id(run.results): run for run in read}
-    checkpoints = compare.distinct_checkpoints(run.results for run in read)
-    given = [same[0] for same in checkpoints]
-    compare.check_comparable(given)
-    correctness = Correctness()
-    for results in given:
-        correctness.add(results, records[id(results)].folder)
-    for method in get_args(Method):
-        having = [results for results in given if method in results.provenance.methods]
-        if having:
-            yield _Table(
-                method=method,
-                columns=_columns(having, records),
-                correctness=correctness,
-                records=records,
-                checkpoints=tuple(tuple(same) for same in checkpoints if method in same[0].provenance.methods),
-            )
-
-
-def _columns(results: Sequence[Results], records: Mapping[int, RunRecords]) -> tuple[_Column, ...]:
-    groups = compare.group_seeds(results)
-    columns = []
-    for column, runs in zip(compare.columns_of(groups), groups, strict=True):
-        origin = runs[0].provenance
-        record = SetUp(
-            name=column.name,
-            group=_group(runs[0]),
-            fusion=origin.fusion,
-            layer=origin.layer,
-            seeds=tuple(run.provenance.seed for run in runs),
-            runs=column.runs,
-            trained_parameters=records[id(runs[0])].record.get("trained_parameters"),
-        )
-        columns.append(_Column(record=record, runs=tuple(runs)))
-    return tuple(sorted(columns, key=_place))
-
-
-def _group(results: Results) -> Literal["bridge", "layer_sweep", "baseline"]:
-    if results.provenance.kind == "baseline":
-        return "baseline"
-    return "layer_sweep" if results.provenance.fusion == "single_layer" else "bridge"
-
-
-def _place(column: _Column) -> tuple[int, int, str]:
-    record = column.record
-    return ("bridge", "layer_sweep", "baseline").index(record.group), record.layer or 0, record.name
-
-
-def _reference(table: _Table, tables: Sequence[_Table], name: str | None) -> _Column:
-    known = {column.record.name for found in tables for column in found.columns}
-    if name is not None and name not in known:
-        raise ConfigError(unknown_name("set-up", name, known))
-    named = [column for column in table.columns if column.record.name == name]
-    last = [c for c in table.columns if c.record.group == "bridge" and c.record.fusion == "last_layer"]
-    plain = [column for column in last if column.record.name == "last_layer"]
-    return [*named, *plain, *last, *table.columns][0]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -197,12 +104,14 @@ class _Pair:
 
 
 def _analyse_table(
-    table: _Table, reference: _Column, wanted: str | None, num_resamples: int, seed: int
+    table: Table, reference: Column | None, wanted: str | None, num_resamples: int, seed: int
 ) -> TaskAnalysis:
     seen = compare.seen_by_any(table.runs)
     codes = {code for run in table.runs for code in run.languages}
     ordered = sorted(codes, key=lambda code: (code not in (seen or ()), code))
-    common = [code for code in ordered if all(column.has([code]) for column in table.columns)]
+    # A baseline that lacks a language must not move the bridges' averages.
+    needed = [*table.bridges, *([reference] if reference is not None else [])] if table.bridges else table.columns
+    common = [code for code in ordered if all(column.has([code]) for column in needed)]
     unseen = [code for code in common if seen is not None and code not in seen]
     averages: dict[Average, list[str]] = {"average": common, "zero-shot average": unseen}
     averages = {name: found for name, found in averages.items() if found}
@@ -210,27 +119,31 @@ def _analyse_table(
     for found in [*([code] for code in ordered), *averages.values()]:
         figures.ask(found)
     figures.answer(num_resamples, seed)
-    differences = _adjust({code: figures.differences([code]) for code in ordered}, seen)
-    origin = table.runs[0].provenance
+    differences = _adjust({code: figures.differences([code], is_average=False) for code in ordered}, seen)
+    first = table.columns[0].runs[0]
+    origin, whence = first.provenance, table.records[id(first)].origin("")
+    is_bridge = origin.kind == "bridge"
     return TaskAnalysis(
         task=origin.task,
         task_version=origin.task_version,
         split=origin.split,
         limit=origin.limit,
         method=table.method,
-        reference=reference.record.name,
+        encoder=whence.encoder if is_bridge else None,
+        llm=whence.llm if is_bridge else None,
+        reference=None if reference is None else reference.record.name,
         set_ups=tuple(column.record for column in table.columns),
-        languages=tuple(_language_row(code, table, figures, differences[code], seen) for code in ordered),
-        averages=tuple(_average_row(name, found, table, figures) for name, found in averages.items()),
+        languages=tuple(_language_row(code, figures, differences[code], seen) for code in ordered),
+        averages=tuple(_average_row(name, found, figures) for name, found in averages.items()),
         parallel=len(ordered) > 1 and len({table.correctness.cluster(code) for code in ordered}) == 1,
-        notes=tuple(dict.fromkeys(_notes(table, reference, wanted, common, codes))),
+        notes=tuple(dict.fromkeys(notes_of(table, reference, wanted, common, ordered))),
     )
 
 
 class _Figures:
     """Everything asked about one table's languages and averages, estimated in one go."""
 
-    def __init__(self, table: _Table, reference: _Column) -> None:
+    def __init__(self, table: Table, reference: Column | None) -> None:
         self._table, self._reference = table, reference
         self._problems: dict[tuple[str, bool, tuple[str, ...]], list[statistics.Matrix]] = {}
         self._estimates: dict[tuple[str, bool, tuple[str, ...]], statistics.Estimate] = {}
@@ -243,8 +156,8 @@ class _Figures:
             name = column.record.name
             matrices = [correctness.of(column.runs, code, method) for code in codes]
             self._problems[name, False, tuple(codes)] = statistics.stack(matrices, clusters)
-        for column in self._compared(codes):
-            pairs = self._pairs(column, codes)
+        for column, reference in self._compared(codes):
+            pairs = self._pairs(column, reference, codes)
             differences = [statistics.subtract(pair.correct_KN, pair.reference_KN) for pair in pairs]
             self._problems[column.record.name, True, tuple(codes)] = statistics.stack(differences, clusters)
 
@@ -257,7 +170,8 @@ class _Figures:
         """Return set-up name -> accuracy."""
         method, found = self._table.method, {}
         for column in self._having(codes):
-            estimate = self._estimates[column.record.name, False, tuple(codes)]
+            key = (column.record.name, False, tuple(codes))
+            estimate = statistics.with_exact_bounds(self._estimates[key], self._problems[key])
             languages = [[run.languages[code] for code in codes] for run in column.runs]
             by_seed = tuple(fmean(score.accuracy(method) for score in scores) for scores in languages)
             unreadable = fmean(score.unreadable_fraction(method) for scores in languages for score in scores)
@@ -270,65 +184,58 @@ class _Figures:
             )
         return found
 
-    def differences(self, codes: Sequence[str]) -> dict[str, Difference]:
-        """Return set-up name -> difference to the reference, not yet adjusted; exact tests are of single languages."""
+    def differences(self, codes: Sequence[str], *, is_average: bool) -> dict[str, Difference]:
+        """Return set-up name -> difference to the reference, not yet adjusted; exact tests are of no average."""
         found = {}
-        for column in self._compared(codes):
+        for column, reference in self._compared(codes):
             estimate = self._estimates[column.record.name, True, tuple(codes)]
-            tests = [statistics.mcnemar(pair.correct_KN, pair.reference_KN) for pair in self._pairs(column, codes)]
-            single, num_rows = len(codes) == 1, len(self._table.correctness.rows[codes[0]].ids)
+            pairs = self._pairs(column, reference, codes)
+            tests = [statistics.mcnemar(pair.correct_KN, pair.reference_KN) for pair in pairs]
             found[column.record.name] = Difference(
                 mean=estimate.mean,
                 low=estimate.low,
                 high=estimate.high,
                 p_bootstrap=estimate.p,
-                p_mcnemar=tests[0].p if single else None,
+                p_mcnemar=None if is_average else tests[0].p,
                 wins=sum(test.wins for test in tests),
                 losses=sum(test.losses for test in tests),
-                detectable=statistics.detectable_difference(num_rows, tests[0].discordant)
-                if single
-                else estimate.detectable,
+                detectable=_detectable(estimate, tests, num_rows=pairs[0].correct_KN.shape[1]),
             )
         return found
 
-    def _having(self, codes: Sequence[str]) -> list[_Column]:
+    def any_score(self, code: str) -> LanguageScore:
+        """Return a language's score in some run: n and majority are the data's, and the data is one."""
+        return next(run.languages[code] for run in self._table.runs if code in run.languages)
+
+    def _having(self, codes: Sequence[str]) -> list[Column]:
         return [column for column in self._table.columns if column.has(codes)]
 
-    def _compared(self, codes: Sequence[str]) -> list[_Column]:
-        if not self._reference.has(codes):
+    def _compared(self, codes: Sequence[str]) -> list[tuple[Column, Column]]:
+        """Return each set-up that has these languages beside the reference, if that has them."""
+        reference = self._reference
+        if reference is None or not reference.has(codes):
             return []
-        return [column for column in self._having(codes) if column is not self._reference]
+        return [(column, reference) for column in self._having(codes) if column is not reference]
 
-    def _pairs(self, column: _Column, codes: Sequence[str]) -> list[_Pair]:
-        ours, theirs = pair_seeds(column.record, self._reference.record)
+    def _pairs(self, column: Column, reference: Column, codes: Sequence[str]) -> list[_Pair]:
+        ours, theirs = pair_seeds(column.record, reference.record)
         of, method = self._table.correctness.of, self._table.method
         return [
             _Pair(
                 correct_KN=of([column.runs[index] for index in ours], code, method),
-                reference_KN=of([self._reference.runs[index] for index in theirs], code, method),
+                reference_KN=of([reference.runs[index] for index in theirs], code, method),
             )
             for code in codes
         ]
 
 
-def pair_seeds(ours: SetUp, theirs: SetUp) -> tuple[list[int], list[int]]:
-    """Return which run of one set-up is compared with which of the other, by their places.
-
-    Runs of equal seeds are compared; a baseline of a single run, and where no seed is in both a set-up of a single
-    run, with every run of the other; else runs in their order, as far as both go.
-    """
-    if ours.seeds == theirs.seeds:
-        places = list(range(len(ours.seeds)))
-        return places, places
-    shared = [seed for seed in ours.seeds if seed is not None and seed in theirs.seeds]
-    deterministic = any(item.group == "baseline" and len(item.seeds) == 1 for item in (ours, theirs))
-    if shared and not deterministic:
-        shared = list(dict.fromkeys(shared))
-        return [ours.seeds.index(seed) for seed in shared], [theirs.seeds.index(seed) for seed in shared]
-    count = max(len(ours.seeds), len(theirs.seeds))
-    if 1 not in (len(ours.seeds), len(theirs.seeds)):
-        count = min(len(ours.seeds), len(theirs.seeds))
-    return [n % len(ours.seeds) for n in range(count)], [n % len(theirs.seeds) for n in range(count)]
+def _detectable(estimate: statistics.Estimate, tests: Sequence[statistics.McNemar], *, num_rows: int) -> float | None:
+    """Return what the verdict's own test can show; None: the two never disagreed, or nothing varied."""
+    if not any(test.wins or test.losses for test in tests) or estimate.standard_error == 0:
+        return None
+    if len(tests) == 1 and estimate.num_seeds == 1:
+        return statistics.detectable_difference(num_rows, tests[0].discordant)
+    return min(1.0, estimate.detectable)
 
 
 def _adjust(
@@ -349,9 +256,9 @@ def _adjust(
 
 
 def _language_row(
-    code: str, table: _Table, figures: _Figures, differences: dict[str, Difference], seen: set[str] | None
+    code: str, figures: _Figures, differences: dict[str, Difference], seen: set[str] | None
 ) -> LanguageRow:
-    score = next(run.languages[code] for run in table.runs if code in run.languages)
+    score = figures.any_score(code)
     try:
         known = language(code)
     except ConfigError:
@@ -370,65 +277,19 @@ def _language_row(
     )
 
 
-def _average_row(name: Average, codes: Sequence[str], table: _Table, figures: _Figures) -> AverageRow:
-    scores = [table.runs[0].languages[code] for code in codes]
+def _average_row(name: Average, codes: Sequence[str], figures: _Figures) -> AverageRow:
+    scores = [figures.any_score(code) for code in codes]
     return AverageRow(
         name=name,
         languages=tuple(codes),
         n=sum(score.n for score in scores),
         majority=fmean(score.majority_accuracy for score in scores),
         accuracies=figures.accuracies(codes),
-        differences=figures.differences(codes),
+        differences=figures.differences(codes, is_average=True),
     )
 
 
-# ------------------------------------------------------------------------------------------------------------
-# What is said beside the figures
-
-
-def _notes(
-    table: _Table, reference: _Column, wanted: str | None, common: Sequence[str], codes: set[str]
-) -> Iterator[str]:
-    yield from compare.notes_on_runs(table.runs, common, codes)
-    yield from compare.notes_on_seeds(table.checkpoints, [column.runs for column in table.columns])
-    if wanted not in (None, reference.record.name):
-        yield f"There is no set-up {wanted} here, so differences are to {reference.record.name}."
-    trained = [column.record for column in table.columns if column.record.group != "baseline"]
-    few = [f"{record.name} {len(record.seeds)}" for record in trained if len(record.seeds) < FEW_SEEDS]
-    if few:
-        yield f"Fewer than {FEW_SEEDS} seeds: {', '.join(few)}."
-    single = [column.record.name for column in table.columns if len(column.runs) == 1]
-    if single:
-        yield f"Intervals are over rows alone, with one run: {', '.join(single)}."
-    for column in table.columns:
-        pairs = len(pair_seeds(column.record, reference.record)[0])
-        if pairs < max(len(column.runs), len(reference.runs)):
-            yield f"{column.record.name} is compared with {reference.record.name} in {pairs} pairs of runs."
-
-
-def _claims(tasks: Sequence[TaskAnalysis], main: str | None) -> Iterator[Claim]:
-    """Yield every bridge against the reference, by one method a task; the Transformer Softmax comes first."""
-    first = {task.task: task for task in reversed(tasks)}  # of a task's methods, score comes before generate
-    for name in sorted(first, key=lambda name: (name != main, name)):
-        task = first[name]
-        average = next((row for row in reversed(task.averages)), None)
-        bridges = [item for item in task.set_ups if item.group == "bridge" and item.name != task.reference]
-        reference = next(item for item in task.set_ups if item.name == task.reference)
-        for item in sorted(bridges, key=lambda item: item.fusion != "transformer_softmax"):
-            if average is not None:
-                yield Claim(
-                    task=name,
-                    method=task.method,
-                    set_up=item.name,
-                    reference=task.reference,
-                    average=average.name,
-                    num_languages=len(average.languages),
-                    num_seeds=len(pair_seeds(item, reference)[0]),
-                    difference=average.differences[item.name],
-                )
-
-
-def _records(tables: Sequence[_Table]) -> Iterator[tuple[SetUpWeights | None, LearningCurve | None, Origin]]:
+def _records(tables: Sequence[Table]) -> Iterator[tuple[SetUpWeights | None, LearningCurve | None, Origin]]:
     """Yield layer weights, curve and origin of every run, once a task."""
     done: set[int] = set()
     for table in tables:

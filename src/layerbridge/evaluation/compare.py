@@ -100,7 +100,7 @@ def comparison(results: Iterable[Results], method: Method | None = None) -> Comp
         method=method,
         columns=columns_of(groups),
         rows=tuple(rows),
-        notes=tuple(dict.fromkeys((*notes_on_runs(given, common, codes), *notes_on_seeds(checkpoints, groups)))),
+        notes=tuple(dict.fromkeys(_notes(checkpoints, groups, common, codes))),
     )
 
 
@@ -242,21 +242,29 @@ def _average_row(name: str, codes: Sequence[str], groups: Sequence[Sequence[Resu
     )
 
 
-def notes_on_runs(results: Sequence[Results], common: Sequence[str], codes: set[str]) -> Iterable[str]:
-    """Yield what a reader must know of runs in one table: languages left out, limits, texts cut."""
+def _notes(
+    checkpoints: Sequence[Sequence[Results]],
+    groups: Sequence[Sequence[Results]],
+    common: Sequence[str],
+    codes: set[str],
+) -> Iterable[str]:
     if len(common) < len(codes):
         found = ", ".join(common) or "none, so there are none"
         yield f"Averages are over the languages that all runs have: {found}."
+    yield from notes_on_runs([same[0] for same in checkpoints])
+    yield from notes_on_seeds(checkpoints, groups)
+
+
+def notes_on_runs(results: Sequence[Results]) -> Iterable[str]:
+    """Yield what a reader must know of runs in one table: frozen models, limits, texts cut."""
+    for side, title in (("encoder", "Encoders"), ("llm", "LLMs")):
+        yield from _note_unlike(f"{title} differ", [(run, _base(run, side)) for run in results])
+    generated = [run for run in results if "generate" in run.provenance.methods]
+    yield from _note_unlike("Tokens generated at most differ", [(r, r.provenance.max_new_tokens) for r in generated])
     unknown = [result.provenance.run for result in results if result.provenance.languages_seen is None]
     if unknown:
         yield f"Languages seen in training are unknown of {', '.join(unknown)}."
-    limits = {result.provenance.max_source_tokens for result in results}
-    if len(limits) > 1:
-        runs_by_limit: dict[int, list[str]] = {}
-        for result in results:
-            runs_by_limit.setdefault(result.provenance.max_source_tokens, []).append(result.provenance.run)
-        found = "; ".join(f"{limit} in {_some(runs)}" for limit, runs in sorted(runs_by_limit.items()))
-        yield f"Tokens read per text differ: {found}."
+    yield from _note_unlike("Tokens read per text differ", [(r, r.provenance.max_source_tokens) for r in results])
     runs_by_cut: dict[tuple[int, str], list[str]] = {}
     for result in results:
         cut = {code: score.truncated for code, score in sorted(result.languages.items()) if score.truncated}
@@ -265,6 +273,33 @@ def notes_on_runs(results: Sequence[Results], common: Sequence[str], codes: set[
             runs_by_cut.setdefault((result.provenance.max_source_tokens, found), []).append(result.provenance.run)
     for (limit, found), runs in runs_by_cut.items():
         yield f"{_some(runs)}: texts cut at {limit} tokens: {found}."
+
+
+def _note_unlike(what: str, values: Iterable[tuple[Results, int | str | None]]) -> Iterable[str]:
+    """Say who has what, unless all have the same; None: has none of it."""
+    runs_by_value: dict[int | str, list[str]] = {}
+    for result, value in values:
+        if value is not None:
+            runs_by_value.setdefault(value, []).append(result.provenance.run)
+    if len(runs_by_value) > 1:
+        found = "; ".join(f"{value} in {_some(runs_by_value[value])}" for value in sorted(runs_by_value, key=_order))
+        yield f"{what}: {found}."
+
+
+def _order(value: int | str) -> tuple[int, str]:
+    return (value, "") if isinstance(value, int) else (0, value)
+
+
+def _base(result: Results, side: str) -> str | None:
+    base = result.provenance.bases.get(side)
+    return None if base is None else f"{base.name} ({base.fingerprint[:12]})"
+
+
+def check_one_pair(results: Sequence[Results]) -> None:
+    """Raise a DataError, saying which run has which, unless these bridges stand between the same frozen models."""
+    for side, title in (("encoder", "encoder"), ("llm", "LLM")):
+        found = [(result.provenance.run, _base(result, side)) for result in results]
+        _check_same(f"{title} of bridges", [(run, base) for run, base in found if base is not None])
 
 
 def _some(runs: Sequence[str]) -> str:
@@ -277,7 +312,7 @@ def notes_on_seeds(checkpoints: Sequence[Sequence[Results]], groups: Sequence[Se
     for same in checkpoints:
         runs = sorted({result.provenance.run for result in same})
         if len(runs) > 1:
-            yield f"{', '.join(runs)} have one and the same checkpoint, which counts once."
+            yield f"{_some(runs)} have one and the same checkpoint, which counts once."
     for group in groups:
         seeds = [result.provenance.seed for result in group]
         if len(set(seeds)) < len(seeds):

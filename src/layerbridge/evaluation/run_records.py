@@ -1,7 +1,7 @@
 """What a report shows of a run beside its answers: learning curve, layer weights, origin. From the run's own files."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,9 @@ from layerbridge.analysis import WEIGHTS_FILE, LayerWeights, LearningCurve, Orig
 from layerbridge.errors import DataError
 from layerbridge.evaluation.run_folder import EVALUATION
 from layerbridge.results import Results
+
+MAX_SHOWN = 4
+"""Jobs that a note names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,3 +110,16 @@ def _object(text: str, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{where} holds {type(found).__name__}, wanted an object.")
     return found
+
+
+def notes_on_studies(paths: Iterable[Path]) -> Iterator[str]:
+    """Yield what is not done yet of the studies among these folders: jobs in study.json without a job.json."""
+    for path in paths:
+        file = path / "study.json"
+        places = _object(file.read_text(encoding="utf-8"), str(file)).get("jobs") if file.is_file() else None
+        if not places:
+            continue
+        missing = [str(place) for place in places if not (path / str(place) / "job.json").is_file()]
+        if missing:
+            shown = missing if len(missing) <= MAX_SHOWN else [*missing[:MAX_SHOWN], f"{len(missing) - MAX_SHOWN} more"]
+            yield f"{len(places) - len(missing)} of {len(places)} jobs are done; missing: {', '.join(shown)}."

@@ -9,7 +9,7 @@ each seed. Rows of several languages that are translations of each other form cl
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from layerbridge.errors import ConfigError
 NUM_RESAMPLES = 10_000
 LEVEL = 0.05
 POWER = 0.8
+ROUNDING = 1e-20
+"""A variance of fractions below this is none: sums of equal fractions differ in their last digits."""
 MAX_PROBLEMS_AT_ONCE = 1000
 MAX_COUNTS_AT_ONCE = 4_000_000
 
@@ -45,7 +47,10 @@ class Estimate:
 
     @property
     def detectable(self) -> float:
-        """The smallest true mean, in size, that a standard error like this shows with 80 % power at 5 %, two-sided."""
+        """The smallest true mean, in size, that a standard error like this shows with 80 % power at 5 %, two-sided.
+
+        Not known where the standard error is 0: nothing varied, so nothing tells.
+        """
         t = _scipy_stats().t
         quantiles = t.ppf(1 - LEVEL / 2, self.degrees_of_freedom) + t.ppf(POWER, self.degrees_of_freedom)
         return float(quantiles * self.standard_error)
@@ -79,8 +84,23 @@ def bootstrap_interval(
         num_resamples: B.
         seed: Of the resampling; the same seed gives the same figures.
     """
-    (found,) = bootstrap([stack(correct, clusters)], num_resamples=num_resamples, seed=seed)
-    return found
+    problem = stack(correct, clusters)
+    (found,) = bootstrap([problem], num_resamples=num_resamples, seed=seed)
+    return with_exact_bounds(found, problem)
+
+
+def with_exact_bounds(estimate: Estimate, problem: Problem) -> Estimate:
+    """Return an accuracy's estimate; where all rows are right or all are wrong, with an interval that is not a point.
+
+    Nothing varies there for a bootstrap to draw. The interval is Clopper and Pearson's (1934, Biometrika 26) for all
+    or none of N rows, N of the smallest cluster: languages and seeds are not taken for rows of their own.
+    """
+    if ROUNDING**0.5 < estimate.mean < 1 - ROUNDING**0.5:
+        return estimate
+    num_rows = min(values_KN.shape[1] for values_KN in problem)
+    all_right = (LEVEL / 2) ** (1 / num_rows)  # the beta distribution's quantile in closed form
+    low, high = (all_right, 1.0) if estimate.mean > 0.5 else (0.0, 1 - all_right)
+    return replace(estimate, low=low, high=high)
 
 
 def paired_bootstrap(
@@ -178,9 +198,12 @@ def _estimate(problem: Problem, row_deviations_B: Matrix, seed: int) -> Estimate
     means_K = np.sum([values_KN.mean(axis=1) for values_KN in problem], axis=0)
     mean = float(means_K.mean())
     variance, freedom, deviations_B = _variance_of_rows(problem), float("inf"), row_deviations_B
+    variance = variance if variance > ROUNDING else 0.0
     if num_seeds > 1:
         between = float(means_K.var(ddof=1)) / num_seeds
-        rows = max(0.0, variance - _variance_of_residual(problem))
+        between = between if between > ROUNDING else 0.0
+        rows = variance - _variance_of_residual(problem)
+        rows = rows if rows > max(ROUNDING, 1e-12 * variance) else 0.0
         if rows + between > 0:  # otherwise the seeds agree by chance, which proves nothing of the rows
             deviations_B = row_deviations_B * (np.sqrt(rows / variance) if variance > 0 else 0.0)
             variance = rows + between

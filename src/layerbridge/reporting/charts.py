@@ -11,7 +11,7 @@ from layerbridge.reporting.colour import INK as SCALE_INK
 from layerbridge.reporting.colour import SET_UP_COLOURS, shade
 from layerbridge.reporting.figures import GRID, INK, PAPER, SOFT, Figure, canvas, clean, finish
 from layerbridge.reporting.views import compared, lines_of, short_name, slug, sweep
-from layerbridge.reporting.weights import Mixture, language_name
+from layerbridge.reporting.weights import NUM_TEXTS, Mixture, language_name
 from layerbridge.reporting.wording import METHODS, percent, points, script_name, set_up_name, task_name
 
 ROW = 13.5
@@ -66,18 +66,20 @@ def _forest(
         axes.set_ylim(ticks[-1] + 0.7, -0.7)
         axes.set_xlim(*limits)
         axes.grid(axis="x")
-        axes.set_xlabel(f"points over {_short(set_up_name(task.reference))}, 95 % interval")
-        title = f"{task_name(task.task)}, {METHODS[task.method]}: {set_up_name(name)} − {set_up_name(task.reference)}"
+        reference = set_up_name(str(task.reference))
+        axes.set_xlabel(f"points over {_short(reference)}, 95 % interval")
+        title = f"{task_name(task.task)}, {METHODS[task.method]}: {set_up_name(name)} − {reference}"
         averages = ", ".join(
             f"{row.name} {points(row.differences[name].mean)}" for row in task.averages if name in row.differences
         )
         sorting = "the largest gain on top" if name == order else f"in the order of {set_up_name(order)}"
-        seen = " A hollow mark is a language seen in training." if any(row.seen for row in task.languages) else ""
+        seen = " * and hollow: seen in training." if any(row.seen for row in task.languages) else ""
         return finish(
             drawing,
             key=slug(task.task, task.method, "gain", name),
             title=title,
-            says=f"Points by language with 95 % intervals, {sorting}{averages and f'; {averages}'}.{seen}",
+            says=f"Points by language with 95 % intervals, not adjusted for the number of languages, {sorting}"
+            f"{averages and f'; {averages}'}.{seen}",
         )
 
 
@@ -143,18 +145,19 @@ def layer_map(task: TaskAnalysis, main: str | None) -> Figure | None:
         [str(s.layer) for s in layers],
         key=slug(task.task, task.method, "layer-map"),
         title=f"{task_name(task.task)}, {METHODS[task.method]}: accuracy by language and layer, %",
-        says="Accuracy of each encoder layer used alone, by language; the table beside it has the numbers.",
+        says="Accuracy of each encoder layer used alone, by language; the table beside it has the numbers."
+        + (" *: seen in training." if any(row.seen for row in task.languages) else ""),
         across="encoder layer, used alone",
     )
 
 
-def weight_bars(mixture: Mixture) -> Figure:
+def weight_bars(mixture: Mixture, colour: str) -> Figure:
     """Return a global fusion's weights as bars: mean over runs, a dot for each run."""
     runs = mixture.by_run()
     mean = [sum(column) / len(runs) for column in zip(*runs, strict=True)]
     places = range(len(mean))
     with canvas(170) as (drawing, axes):
-        axes.bar(places, [100 * value for value in mean], color=SET_UP_COLOURS[0], width=0.72)
+        axes.bar(places, [100 * value for value in mean], color=colour, width=0.72)
         for run in runs if len(runs) > 1 else ():
             axes.plot(places, [100 * v for v in run], linestyle="none", marker="o", markersize=3,
                       markerfacecolor=PAPER, markeredgecolor=INK, markeredgewidth=0.7)  # fmt: skip
@@ -165,7 +168,7 @@ def weight_bars(mixture: Mixture) -> Figure:
         each = ", ".join(f"{n}: {percent(w)}" for n, w in zip(mixture.layer_numbers, mean, strict=True))
         return finish(
             drawing, key=mixture.key, title=f"{mixture.title}: weight of each layer",
-            says=f"Weights in percent, layer by layer: {each}. A dot is one run.",
+            says=f"Weights in percent, layer by layer: {each}.{' A dot is one run.' if len(runs) > 1 else ''}",
         )  # fmt: skip
 
 
@@ -183,7 +186,7 @@ def weight_maps(mixture: Mixture) -> list[Figure]:
             columns,
             key=f"{mixture.key}-{part}",
             title=f"{mixture.title}: weights by {part}, %",
-            says=f"Mean weight of each layer over tokens, by {part}.",
+            says=f"Mean weight of each layer over tokens of the first {NUM_TEXTS} texts of each language, by {part}.",
             across="encoder layer",
         )
         for part, means in parts
@@ -231,10 +234,13 @@ def heat_map(
 
 
 def curves(analysis: Analysis, task: str) -> list[Figure]:
-    """Return training loss and dev accuracy by step: a thin line a seed, a colour a set-up."""
-    found = [curve for curve in analysis.curves if curve.task == task]
+    """Return training loss and dev accuracy by step: a thin line a seed, a colour a set-up. Without the layer sweep."""
+    swept = {s.name for found in analysis.tasks if found.task == task for s in sweep(found)}
+    order = [s.name for table in analysis.tasks if table.task == task for s in table.set_ups]
+    found = [curve for curve in analysis.curves if curve.task == task and curve.set_up not in swept]
+    found.sort(key=lambda curve: order.index(curve.set_up) if curve.set_up in order else len(order))
     names = list(dict.fromkeys(curve.set_up for curve in found))
-    colours = {name: SET_UP_COLOURS[i % len(SET_UP_COLOURS)] for i, name in enumerate(names)}
+    colours = {name: colour_in(analysis, task, name) for name in names}
     parts = (("train_loss", "training loss", 1.0), ("dev_accuracy", "dev accuracy, %", 100.0))
     return [
         _curve_chart([curve for curve in found if getattr(curve, field)], field, label, factor, colours, task)
@@ -277,6 +283,13 @@ def set_up_colour(task: TaskAnalysis, name: str) -> str:
     """Return a bridge's colour, the same in all charts of a task."""
     bridges = [s.name for s in task.set_ups if s.group == "bridge"]
     return SET_UP_COLOURS[bridges.index(name) % len(SET_UP_COLOURS)]
+
+
+def colour_in(analysis: Analysis, task: str, name: str) -> str:
+    """Return a bridge's colour in the charts of a task; grey: the task has no such bridge."""
+    tables = [found for found in analysis.tasks if found.task == task]
+    having = (t for t in tables if any(s.name == name and s.group == "bridge" for s in t.set_ups))
+    return next((set_up_colour(found, name) for found in having), SOFT)
 
 
 def _row_label(row: LanguageRow | AverageRow, task: TaskAnalysis) -> str:

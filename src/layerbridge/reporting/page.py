@@ -6,7 +6,7 @@ from typing import Any
 
 from layerbridge.analysis import Analysis, TaskAnalysis, TokenWeights
 from layerbridge.errors import ConfigError
-from layerbridge.reporting.charts import curves, forests, layer_lines, layer_map, weight_bars, weight_maps
+from layerbridge.reporting.charts import colour_in, curves, forests, layer_lines, layer_map, weight_bars, weight_maps
 from layerbridge.reporting.colour import shade
 from layerbridge.reporting.figures import Figure
 from layerbridge.reporting.tables import Table
@@ -21,7 +21,18 @@ from layerbridge.reporting.views import (
     sweep_table,
 )
 from layerbridge.reporting.weights import ColouredTexts, Mixture, colour_texts, mixtures, weights_table
-from layerbridge.reporting.wording import METHODS, Sentence, describe_task, percent, say, set_up_name, task_name
+from layerbridge.reporting.wording import (
+    METHODS,
+    Sentence,
+    describe_models,
+    describe_task,
+    heading,
+    power,
+    say,
+    set_up_name,
+    task_name,
+    with_names,
+)
 
 SCALE_STOPS = 9
 
@@ -34,11 +45,12 @@ class TaskView:
     name: str
     task: TaskAnalysis
     about: str
+    notes: tuple[str, ...]
     main: str | None
     main_forest: Figure | None
     other_forests: tuple[Figure, ...]
     layer_figures: tuple[Figure, ...]
-    languages: Table
+    languages: Table | None
     baselines: Table | None
     layers: Table | None
     power: Table | None
@@ -71,7 +83,12 @@ class ReportView:
     """All of a report, ready for its template and its files."""
 
     analysis: Analysis
+    title: str
+    notes: tuple[str, ...]
+    """Of the whole."""
     sentences: tuple[Sentence, ...]
+    models: str
+    """Between which the bridges of the first claim stand."""
     tasks: tuple[TaskView, ...]
     mixtures: tuple[MixtureView, ...]
     curves: tuple[tuple[str, tuple[Figure, ...]], ...]
@@ -91,14 +108,20 @@ class ReportView:
 
 def view_report(analysis: Analysis) -> ReportView:
     """Work out everything that a report shows."""
+    names = [set_up.name for task in analysis.tasks for set_up in task.set_ups]
+    claimed = [(claim.task, claim.method) for claim in analysis.claims[:1]]
     return ReportView(
         analysis=analysis,
+        title=heading(analysis),
+        notes=tuple(with_names(note, names) for note in analysis.notes),
         sentences=tuple(map(say, analysis.claims)),
+        models=next((describe_models(task) for task in analysis.tasks if (task.task, task.method) in claimed), ""),
         tasks=tuple(_view_task(analysis, task) for task in analysis.tasks),
-        mixtures=tuple(map(_view_mixture, mixtures(analysis))),
+        mixtures=tuple(_view_mixture(analysis, mixture) for mixture in mixtures(analysis)),
         curves=tuple(
-            (task_name(task), tuple(curves(analysis, task)))
+            (task_name(task), figures)
             for task in dict.fromkeys(curve.task for curve in analysis.curves)
+            if (figures := tuple(curves(analysis, task)))
         ),
         origins=tuple(origin_tables(analysis)),
     )
@@ -133,6 +156,7 @@ def _view_task(analysis: Analysis, task: TaskAnalysis) -> TaskView:
         name=f"{task_name(task.task)}, {METHODS[task.method]}",
         task=task,
         about=describe_task(task),
+        notes=tuple(with_names(note, [set_up.name for set_up in task.set_ups]) for note in task.notes),
         main=main,
         main_forest=gains[0] if gains else None,
         other_forests=tuple(gains[1:]),
@@ -142,7 +166,7 @@ def _view_task(analysis: Analysis, task: TaskAnalysis) -> TaskView:
         layers=sweep_table(task, main),
         power=power_table(task, main),
         powers=tuple(
-            f"{set_up_name(name)}, {row.name}: {percent(row.differences[name].detectable)} points"
+            f"{set_up_name(name)}, {row.name}: {power(row.differences[name])}."
             for row in task.averages
             for name in compared(task)
             if name in row.differences
@@ -150,11 +174,12 @@ def _view_task(analysis: Analysis, task: TaskAnalysis) -> TaskView:
     )
 
 
-def _view_mixture(mixture: Mixture) -> MixtureView:
+def _view_mixture(analysis: Analysis, mixture: Mixture) -> MixtureView:
     figures: list[Figure] = []
     texts = None
     if mixture.is_global:
-        figures = [] if mixture.is_one_layer else [weight_bars(mixture)]
+        colour = colour_in(analysis, mixture.task, mixture.set_up)
+        figures = [] if mixture.is_one_layer else [weight_bars(mixture, colour)]
     else:
         figures = weight_maps(mixture)
         first = next((run for run in mixture.runs if run.sentences), None)

@@ -19,6 +19,7 @@ from layerbridge.reporting.wording import (
     verdict,
 )
 
+NO_ACCURACY = Cell(text=NOTHING, values=(None,) * 4)
 ACCURACY = ("accuracy", "low", "high", "unreadable")
 LANGUAGE = Column(heading="language", parts=("language", "code", "script"), is_text=True)
 
@@ -67,9 +68,11 @@ def short_name(row: LanguageRow, task: TaskAnalysis) -> str:
     return bare if names.count(bare) == 1 else row.name
 
 
-def language_table(task: TaskAnalysis, main: str | None) -> Table:
-    """Return languages x bridges: accuracies, then what each gains over the reference."""
+def language_table(task: TaskAnalysis, main: str | None) -> Table | None:
+    """Return languages x bridges: accuracies, then what each gains over the reference; None without any."""
     bridges = [s for s in task.set_ups if s.group == "bridge" or s.name == task.reference]
+    if not bridges:
+        return None
     others = compared(task)
     if main in others:
         others.remove(str(main))
@@ -83,7 +86,7 @@ def language_table(task: TaskAnalysis, main: str | None) -> Table:
         *(_accuracy_column(s, task) for s in bridges),
     ]
     for name in others:
-        group = f"{set_up_name(name)} − {set_up_name(task.reference)}"
+        group = f"{set_up_name(name)} − {set_up_name(str(task.reference))}"
         columns += [
             Column(heading="points", group=group, parts=("difference", "low", "high", "wins", "losses")),
             Column(heading="p, bootstrap", group=group, parts=("p bootstrap", "p bootstrap, Holm")),
@@ -92,28 +95,29 @@ def language_table(task: TaskAnalysis, main: str | None) -> Table:
 
     def line(row: LanguageRow | AverageRow) -> Row:
         cells = [*_heads(row, task), Cell(text=percent(row.majority), values=(row.majority,))]
-        cells += [_accuracy_cell(row.accuracies.get(s.name), columns[5], task) for s in bridges]
+        cells += [_accuracy_cell(row.accuracies.get(s.name), task) for s in bridges]
         for name in others:
             cells += _difference_cells(row.differences.get(name))
         return Row(cells=tuple(cells), is_average=isinstance(row, AverageRow))
 
     caption = [
         "Accuracy in percent with its 95 % bootstrap interval; differences in points on the same rows.",
-        "p-values are two-sided; below each, adjusted over the task's unseen languages (Holm).",
-        "A difference is in bold colour where its interval leaves out zero and its bootstrap p-value, adjusted for "
-        "unseen languages, is below 5 %.",
+        "p-values are two-sided; below each, adjusted within one set-up over the task's unseen languages (Holm; over "
+        "all where none is unseen).",
+        "McNemar is exact, of several pairs of runs combined by Rüger's rule; it is about these runs, not about other "
+        "seeds.",
+        "A difference is in bold colour where its interval leaves out zero and its bootstrap p-value is below 5 %, "
+        "adjusted where it is adjusted.",
         "Class: resources of the language, 0 (left behind) to 5 (winner), Joshi et al. 2020; – is not known.",
     ]
     if any(row.seen for row in task.languages):
         caption.append("Seen: in training, by any set-up.")
-    if task.method == "generate":
-        caption.append("Unreadable: answers that are none of the task's, in percent; they count as wrong.")
     return Table(
         key=slug(task.task, task.method, "languages"),
         title=f"{_title(task)}: accuracy by language",
         columns=tuple(columns),
         rows=tuple(line(row) for row in lines_of(task, main)),
-        caption=tuple(caption),
+        caption=(*caption, *_unreadable_caption(task)),
     )
 
 
@@ -129,7 +133,10 @@ def baseline_table(task: TaskAnalysis, main: str | None) -> Table | None:
         shown,
         key="baselines",
         title="baselines",
-        caption="A baseline is what a bridge is compared with; no bridge was trained for it.",
+        caption=(
+            "A baseline is what a bridge is compared with. The LLM takes no part in a linear probe; a fused one reads "
+            "the states of a trained bridge."
+        ),
     )
 
 
@@ -179,8 +186,11 @@ def power_table(task: TaskAnalysis, main: str | None) -> Table | None:
         columns=tuple(columns),
         rows=tuple(line(row) for row in lines_of(task, main)),
         caption=(
-            f"Can show: the smallest difference to {set_up_name(task.reference)}, in points, that these rows show with "
-            "80 % power at the 5 % level, given how often the two disagree.",
+            f"Can show: the smallest true difference to {set_up_name(str(task.reference))}, in points, that would be "
+            "shown 4 times in 5 (80 % power at the 5 % level, before adjustment): of one pair of runs on one language "
+            "by McNemar's test, given how often the two disagree (Connor 1987), else by the bootstrap over rows and "
+            "seeds.",
+            f"{NOTHING}: the two never disagreed, so these rows do not tell.",
         ),
     )
 
@@ -274,7 +284,7 @@ def _accuracy_table(
     def line(row: LanguageRow | AverageRow) -> Row:
         head, *_, n = _heads(row, task)
         cells = [head, n, Cell(text=percent(row.majority), values=(row.majority,))]
-        cells += [_accuracy_cell(row.accuracies.get(s.name), columns[3], task) for s in shown]
+        cells += [_accuracy_cell(row.accuracies.get(s.name), task) for s in shown]
         return Row(cells=tuple(cells), is_average=isinstance(row, AverageRow))
 
     return Table(
@@ -282,7 +292,7 @@ def _accuracy_table(
         title=f"{_title(task)}: {title}",
         columns=tuple(columns),
         rows=tuple(line(row) for row in lines_of(task, main)),
-        caption=("Accuracy in percent with its 95 % bootstrap interval.", caption),
+        caption=("Accuracy in percent with its 95 % bootstrap interval.", caption, *_unreadable_caption(task)),
     )
 
 
@@ -294,7 +304,7 @@ def _heads(row: LanguageRow | AverageRow, task: TaskAnalysis) -> list[Cell]:
     """Return the cells for language, seen, class and n."""
     n = Cell(text=str(row.n), values=(row.n,))
     if isinstance(row, AverageRow):
-        small = f"{len(row.languages)} languages"
+        small = f"{len(row.languages)} language{'' if len(row.languages) == 1 else 's'}"
         head = Cell(text=row.name, small=small, values=(row.name, None, None))
         return [head, Cell(text="", values=(None,)), Cell(text="", values=(None,)), n]
     small = " · ".join(part for part in (row.code, row.script) if part)
@@ -310,17 +320,31 @@ def _heads(row: LanguageRow | AverageRow, task: TaskAnalysis) -> list[Cell]:
 
 def _accuracy_column(set_up: SetUp, task: TaskAnalysis) -> Column:
     seeds = len(set_up.seeds)
-    name = f"layer {set_up.layer}" if set_up.group == "layer_sweep" else set_up_name(set_up.name)
+    same_layer = [other for other in sweep(task) if other.layer == set_up.layer]
+    name = f"layer {set_up.layer}" if same_layer == [set_up] else set_up_name(set_up.name)
     reference = ", reference" if set_up.name == task.reference else ""
     heading = f"{name} ({seeds} seed{'' if seeds == 1 else 's'}{reference})"
     return Column(heading=heading, parts=tuple(f"{set_up.name}: {part}" for part in ACCURACY))
 
 
-def _accuracy_cell(found: Accuracy | None, column: Column, task: TaskAnalysis) -> Cell:
+def has_unreadable(task: TaskAnalysis) -> bool:
+    """Whether the page tells how many answers could not be read: always of generated text, else if there are any."""
+    return task.method == "generate" or any(
+        found.unreadable for row in task.languages for found in row.accuracies.values()
+    )
+
+
+def _unreadable_caption(task: TaskAnalysis) -> tuple[str, ...]:
+    what = "that are none of the task's" if task.method == "generate" else "whose log-probabilities were no numbers"
+    found = f"Unreadable: answers {what}, in percent; they count as wrong."
+    return (found,) if has_unreadable(task) else ()
+
+
+def _accuracy_cell(found: Accuracy | None, task: TaskAnalysis) -> Cell:
     if found is None:
-        return empty_cell(column)
+        return NO_ACCURACY
     small = f"{percent(found.low)} to {percent(found.high)}"
-    if task.method == "generate":
+    if has_unreadable(task):
         small += f"; {percent(found.unreadable)} unreadable"
     return Cell(text=percent(found.mean), small=small, values=(found.mean, found.low, found.high, found.unreadable))
 
@@ -328,9 +352,7 @@ def _accuracy_cell(found: Accuracy | None, column: Column, task: TaskAnalysis) -
 def _difference_cells(found: Difference | None) -> Iterable[Cell]:
     if found is None:
         return [Cell(text=NOTHING, values=(None,) * count) for count in (5, 2, 2)]
-    kind = verdict(found)
-    if found.p_bootstrap_holm is not None and found.p_bootstrap_holm >= 0.05:
-        kind = "open"  # one of many languages: the adjusted value decides
+    kind = verdict(found, adjusted=found.p_bootstrap_holm)
     return [
         Cell(
             text=points(found.mean),

@@ -13,8 +13,12 @@ from layerbridge.reporting.tables import Cell, Column, Row, Table
 from layerbridge.reporting.views import slug
 from layerbridge.reporting.wording import percent, script_name, set_up_name, task_name
 
-SAME = 1e-6
-"""Languages whose mean weights differ by less have the same weights: the fusion is global."""
+ALL = 1 - 1e-6
+"""A weight above this leaves nothing to the other layers."""
+GLOBAL = ("global_softmax", "global_softmax_published", "layer_mean")
+"""Fusions that give every token the same weights; whether languages agree does not tell, where there is one."""
+NUM_TEXTS = 32
+"""Of each language, whose tokens a mean is over."""
 MIN_SPAN = 1.0
 """Layers that the colours of a text span at least, so that they do not blow up what is next to nothing."""
 
@@ -35,18 +39,13 @@ class Mixture:
 
     @property
     def is_global(self) -> bool:
-        """Whether all languages of each run have the same weights."""
-        return all(
-            abs(x - y) < SAME
-            for run in self.runs
-            for found in run.languages.values()
-            for x, y in zip(found.mean, next(iter(run.languages.values())).mean, strict=True)
-        )
+        """Whether all tokens of a run have the same weights."""
+        return all(run.fusion in GLOBAL for run in self.runs)
 
     @property
     def is_one_layer(self) -> bool:
         """Whether nothing is mixed."""
-        return all(max(mean) > 1 - SAME for mean in self.by_language.values())
+        return all(max(mean) > ALL for mean in self.by_language.values())
 
     @property
     def title(self) -> str:
@@ -132,7 +131,10 @@ def weights_table(mixture: Mixture) -> Table:
             )
             for name, mean, is_script in rows
         ),
-        caption=(f"Mean over tokens and over {len(mixture.runs)} run{'' if len(mixture.runs) == 1 else 's'}.",),
+        caption=(
+            f"Means over the tokens of the first {NUM_TEXTS} texts of each language, and over {len(mixture.runs)} "
+            f"run{'' if len(mixture.runs) == 1 else 's'}.",
+        ),
     )
 
 
@@ -164,12 +166,19 @@ def colour_texts(sentences: Sequence[TokenWeights], numbers: Sequence[int], *, t
 
 
 def scale(means: Sequence[float], numbers: Sequence[int]) -> tuple[float, float]:
-    """Return the layer numbers at both ends of the colours: what is used, but no narrower than `MIN_SPAN`."""
+    """Return the layer numbers at both ends of the colours: what is used, no narrower than `MIN_SPAN` where it can be.
+
+    Both ends are of layers that there are.
+    """
+    first, last = float(min(numbers, default=0)), float(max(numbers, default=1))
     if not means:
-        return float(min(numbers, default=0)), float(max(numbers, default=1))
+        return first, last
     low, high = min(means), max(means)
     missing = max(0.0, MIN_SPAN - (high - low)) / 2
-    return low - missing, high + missing
+    low, high = low - missing, high + missing
+    low, high = (low, high) if low >= first else (first, high + first - low)
+    low, high = (low, high) if high <= last else (low - (high - last), last)
+    return max(low, first), high
 
 
 def language_name(code: str) -> str:
@@ -189,7 +198,7 @@ def _coloured(piece: Piece, numbers: Sequence[int], low: float, high: float) -> 
     mean = piece.mean_layer(numbers)
     each = ", ".join(f"{n}: {100 * w:.0f} %" for n, w in zip(numbers, piece.weights, strict=True))
     says = f"{tokens}: mean layer {mean:.2f} (layer {each})"
-    return ColouredPiece(piece=piece, colour=shade((mean - low) / (high - low)) if piece.body else "", says=says)
+    return ColouredPiece(piece=piece, colour=shade((mean - low) / (high - low or 1.0)) if piece.body else "", says=says)
 
 
 def _readable(token: str) -> str:

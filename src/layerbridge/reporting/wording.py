@@ -3,9 +3,11 @@
 Accuracies are shown in percent, differences in points of it, with a true minus sign.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from layerbridge.analysis import Claim, Difference, TaskAnalysis
+from layerbridge.analysis import Analysis, Claim, Difference, TaskAnalysis
 
 TASK_NAMES = {
     "sib200": "SIB-200",
@@ -76,13 +78,34 @@ def task_name(task: str) -> str:
 
 
 def set_up_name(name: str) -> str:
-    """Return a set-up's name for readers; a study's probes and its layer sweep are named after what they look at."""
-    kind, _, rest = name.partition("-")
+    """Return a set-up's name for readers; a study's probes and its layer sweep are named after what they look at.
+
+    ` [2]`, which tells set-ups of one name apart, stays.
+    """
+    bare, number = re.fullmatch(r"(.*?)( \[\d+\])?", name, flags=re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    kind, _, rest = bare.partition("-")
     if kind == "linear_probe" and rest:
-        return f"linear probe, {set_up_name(rest)}"
+        return f"linear probe on {set_up_name(rest)}'s fused states{number}"
     if kind == "layer" and rest.isdigit():
-        return f"layer {rest}"
-    return SET_UP_NAMES.get(name, name)
+        return f"layer {rest}{number}"
+    return f"{SET_UP_NAMES.get(bare, bare)}{number}"
+
+
+def with_names(note: str, set_ups: Sequence[str]) -> str:
+    """Return a note with set-ups and tasks called as readers know them; runs, paths and the like stay."""
+    names = "|".join(map(re.escape, sorted(set_ups, key=len, reverse=True)))
+    if names:
+        note = re.sub(rf"(?<![\w/.-])({names})(?![\w/-])", lambda found: set_up_name(found[1]), note)
+    return re.sub(r"\b([Tt]ask )(\w+)", lambda found: found[1] + task_name(found[2]), note)
+
+
+def heading(analysis: Analysis) -> str:
+    """Return the page's headline: the title given, else one of the tasks' names."""
+    if analysis.title:
+        return analysis.title
+    names = list(dict.fromkeys(task_name(task.task) for task in analysis.tasks))
+    found = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f"Bridges compared on {found}" if analysis.claims else f"Accuracy on {found}"
 
 
 def script_name(code: str) -> str:
@@ -120,13 +143,30 @@ def interval(low: float, high: float) -> str:
     return f"{points(low, places=places)} to {points(high, places=places)}"
 
 
-def verdict(difference: Difference) -> str:
-    """Return `better` or `worse` where p is below 5 % and the interval leaves out zero, else `open`."""
-    if difference.p_bootstrap < LEVEL and difference.low > 0:
+def verdict(difference: Difference, *, adjusted: float | None = None) -> str:
+    """Return `better` or `worse` where p is below 5 % and the interval leaves out zero, else `open`.
+
+    Args:
+        difference: its p is the paired bootstrap's.
+        adjusted: p of a difference that is one of several, which has to be below 5 % too.
+    """
+    is_shown = max(difference.p_bootstrap, adjusted or 0.0) < LEVEL
+    if is_shown and difference.low > 0:
         return "better"
-    if difference.p_bootstrap < LEVEL and difference.high < 0:
+    if is_shown and difference.high < 0:
         return "worse"
     return "open"
+
+
+def power(difference: Difference) -> str:
+    """Return what could have been shown, as half a sentence."""
+    if not difference.wins and not difference.losses:
+        return "the two never disagreed, so these rows do not tell"
+    if difference.detectable is None:
+        return "the two disagreed alike on all rows, which does not tell what could be shown"
+    if difference.detectable >= 1:
+        return "these rows and seeds are too few to show any"
+    return f"a true one of {percent(difference.detectable)} points would be shown 4 times in 5"
 
 
 def say(claim: Claim) -> Sentence:
@@ -134,10 +174,13 @@ def say(claim: Claim) -> Sentence:
     found = claim.difference
     p = probability(found.p_bootstrap).replace(" ", "\u00a0")
     p = p if p[0] == "<" else f"=\u00a0{p}"
-    kind = verdict(found)
+    if claim.p_holm is not None:
+        p += f" (Holm\u00a0{probability(claim.p_holm)})".replace("< ", "<\u00a0")
+    kind = verdict(found, adjusted=claim.p_holm)
     seeds = f"{claim.num_seeds} seed{'' if claim.num_seeds == 1 else 's'}"
     languages = f"{claim.num_languages} language{'' if claim.num_languages == 1 else 's'}"
-    shown = f"no difference shown; these rows could have shown {percent(found.detectable)} points."
+    lost = " once adjusted for the other claims" if kind != verdict(found) else ""
+    shown = f"no difference shown{lost}; {power(found)}."
     return Sentence(
         about=f"{task_name(claim.task)}, {claim.average} of {languages}, {seeds}, {METHODS[claim.method]}",
         finding=(
@@ -152,13 +195,27 @@ def say(claim: Claim) -> Sentence:
 def describe_task(task: TaskAnalysis) -> str:
     """Return on what rows and how a task was measured, as one sentence."""
     limit = "" if task.limit is None else f", the first {task.limit} rows of each language"
-    rows = sum(row.n for row in task.languages)
+    count = f"{len(task.languages)} language{'' if len(task.languages) == 1 else 's'}"
+    rows = f"{sum(row.n for row in task.languages)} rows in {count}"
+    if task.parallel:
+        rows = f"{task.languages[0].n} rows, each in {count}"
     how = (
         "the answer with the highest probability counts"
         if task.method == "score"
         else "the generated text must be one of the answers; text that is none of them counts as wrong"
     )
     return (
-        f"Task version {task.task_version}, {task.split} split{limit}: {rows} rows in {len(task.languages)} "
-        f"language{'' if len(task.languages) == 1 else 's'}. {METHODS[task.method].capitalize()}: {how}."
-    )
+        f"Task version {task.task_version}, {task.split} split{limit}: {rows}. "
+        f"{METHODS[task.method].capitalize()}: {how}."
+    ) + (f" {models}." if (models := describe_models(task)) else "")
+
+
+def describe_models(task: TaskAnalysis) -> str:
+    """Return `Encoder X, LLM Y`, of the bridges; empty: not known, or no bridge."""
+    sides = (("Encoder", task.encoder), ("LLM", task.llm))
+    return ", ".join(f"{side} {_brief(name)}" for side, name in sides if name)
+
+
+def _brief(name: str) -> str:
+    """Cut a commit to its first 12 digits."""
+    return re.sub(r"@([0-9a-f]{12})[0-9a-f]+$", r"@\1", name)

@@ -227,7 +227,7 @@ class Workshop:
         read = self.inputs.of(recipe)
         out = run.evaluation_folder(recipe.task.name, recipe.evaluation)
         evaluate_bridge(bridge, run, read.task, read.splits, recipe.evaluation, out)
-        if self.probe_fused and recipe.fusion.name != "single_layer":
+        if self.probe_fused and bridge.fusion.mixes:  # of one layer there is the probe on that layer
             name = f"{PROBE}-{recipe.name}"
             evaluate_linear_probe(
                 bridge,

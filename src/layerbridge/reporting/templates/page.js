@@ -9,14 +9,19 @@
   if (views && views.querySelectorAll("input").length > 1) {
     views.hidden = false;
     views.addEventListener("change", (event) => show(event.target.value));
-    const follow = () => {
-      const part = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const follow = (hash) => {
+      const part = hash && document.getElementById(decodeURIComponent(hash.slice(1)));
       const view = part && part.closest("[data-view]");
       if (view) { show(view.dataset.view); part.scrollIntoView(); }
     };
     show(views.querySelector("input").value);
-    addEventListener("hashchange", follow);
-    follow();
+    addEventListener("hashchange", () => follow(location.hash));
+    // A link that is followed again changes no hash.
+    document.querySelector(".contents").addEventListener("click", (event) => {
+      const link = event.target.closest("a");
+      if (link) follow(link.hash);
+    });
+    follow(location.hash);
   }
 
   for (const table of document.querySelectorAll("table.sortable")) {
