@@ -194,7 +194,8 @@ def _num_workers(embedded: bool) -> int:
 def _threads(workers: int) -> int:
     import os
 
-    return max(1, int(os.environ.get("OMP_NUM_THREADS", "0")) or _num_cores() // workers)
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) else max(1, _num_cores() // workers)
 
 
 def _num_cores() -> int:
