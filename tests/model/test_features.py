@@ -155,6 +155,8 @@ def test_a_plan_has_every_text_once_within_its_limit(planning_store, rows, max_b
         assert not plan.num_left_out
     else:
         assert plan.num_bytes <= max_bytes
+        if plan.num_left_out:
+            assert plan.num_bytes + len(different[len(kept)]) * planning_store.bytes_per_token > max_bytes
     for shard in plan.shards:
         size = sum(map(len, shard.rows)) * planning_store.bytes_per_token
         assert size <= shard_bytes or len(shard.rows) == 1

@@ -208,11 +208,11 @@ def test_another_study_in_the_same_folder_is_refused(undisturbed, tiny_models, t
 def test_a_cache_too_small_for_all_texts_leaves_the_rest_to_the_encoder(study, tmp_path, undisturbed):
     shown = reproduce(
         study, "--out", tmp_path / "out", "--cache", tmp_path / "cache", "--workers", 1, "--seeds", "0",
-        "--cache-limit", 0.0005,
+        "--cache-limit", 0.0008,
     )  # fmt: skip
     assert "texts are over --cache-limit" in shown
     size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.safetensors"))
-    assert 0 < size < 600_000
+    assert 600_000 < size < 820_000
     found, wanted = outcome(tmp_path / "out"), outcome(undisturbed[0])
     name = "headlines/last_layer-seed-0/evaluation/headlines-test-first-12/results.json"
     assert found[name]["languages"] == wanted[name]["languages"]
@@ -239,7 +239,7 @@ def test_tasks_without_data_are_left_out_and_said(tmp_path, tiny_models):
     shown = reproduce(study, "--data", tmp_path / "data", "--out", tmp_path / "o", "--plan")
     assert "Task xnli was left out" in shown
     assert "│sib200" in shown
-    assert "Task sib200 in sw, ta was left out: no file of its test split" in shown
+    assert "Task sib200 in ta, sw was left out: no file of its test split" in shown
     for file in tmp_path.glob("data/sib200/*/test.tsv"):
         file.unlink()
     result = CliRunner().invoke(app, ["reproduce", str(study), "--data", str(tmp_path / "data"), "--plan"])

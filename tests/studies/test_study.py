@@ -38,6 +38,8 @@ def test_a_part_of_another_name_replaces_the_whole_part():
     first = {"fusion": {"name": "transformer_softmax", "dropout": 0.0}}
     assert merge(first, {"fusion": {"name": "last_layer"}}) == {"fusion": {"name": "last_layer"}}
     assert merge(first, {"fusion": {"dropout": 0.5}})["fusion"] == {"name": "transformer_softmax", "dropout": 0.5}
+    unnamed = {"task": {"dev_rows": 3}}
+    assert merge(unnamed, {"task": {"name": "xnli"}}) == {"task": {"name": "xnli", "dev_rows": 3}}
 
 
 @pytest.mark.parametrize("pair", ["mt5-large", "mt5-xl", "embedded"])

@@ -98,10 +98,10 @@ class FeatureStore:
             new = dict.fromkeys(ids for row in part if (ids := tuple(row)) not in seen)
             seen.update(new)
             for rows in self._cut(new):
-                fitting = list(rows)
-                while fitting and (num_left_out or total + self._size(fitting) > limit):
+                fitting = [] if num_left_out else list(rows)
+                while fitting and total + self._size(fitting) > limit:
                     fitting.pop()
-                    num_left_out += 1
+                num_left_out += len(rows) - len(fitting)
                 if fitting:
                     shards.append(Shard(name=_shard_name(fitting), rows=tuple(fitting)))
                     total += self._size(fitting)

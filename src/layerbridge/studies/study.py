@@ -242,15 +242,15 @@ def merge(first: Keys, second: Mapping[str, Any]) -> Keys:
     result = dict(first)
     for key, value in second.items():
         old = result.get(key)
-        if (
-            isinstance(old, dict)
-            and isinstance(value, Mapping)
-            and value.get("name", old.get("name")) == old.get("name")
-        ):
+        if isinstance(old, dict) and isinstance(value, Mapping) and _one_name(old, value):
             result[key] = merge(old, value)
         else:
             result[key] = dict(value) if isinstance(value, Mapping) else value
     return result
+
+
+def _one_name(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    return "name" not in first or "name" not in second or first["name"] == second["name"]
 
 
 def load_study(name: str) -> Study:
