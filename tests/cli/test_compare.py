@@ -61,7 +61,7 @@ def test_one_of_several_evaluations_is_chosen_by_name(run):
         ConfigError, match=r"several evaluations: news-test, news-test-first-10. Choose one with --task"
     ):
         call(compare, run)
-    assert "first 10" in call(compare, run, "--task", "news-test-first-10")
+    assert "first 10 rows" in " ".join(call(compare, run, "--task", "news-test-first-10").split())
 
 
 def test_a_run_without_results_says_how_to_make_them(tmp_path):

@@ -84,10 +84,11 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
     def _check(self, layers: Sequence[Tensor]) -> None:
-        if len(layers) != self.num_layers or layers[self.read_first].shape[-1] != self.width:
-            found = layers[self.read_first].shape[-1] if len(layers) == self.num_layers else "unknown"
+        read = self.read_first if len(layers) == self.num_layers else 0
+        width = layers[read].shape[-1] if len(layers) else 0
+        if len(layers) != self.num_layers or width != self.width:
             raise ModelError(
-                f"Fusion got {len(layers)} layers of width {found}; it was built for {self.num_layers} layers of width "
+                f"Fusion got {len(layers)} layers of width {width}; it was built for {self.num_layers} layers of width "
                 f"{self.width}. Build it from the encoder that feeds it."
             )
 
