@@ -6,13 +6,12 @@ report can be drawn again, or drawn elsewhere, without the runs.
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
 
 from layerbridge.atomic import replace_text
-from layerbridge.errors import DataError
-from layerbridge.results import Method, Record, Versions, check_format, parse_record
+from layerbridge.results import Method, Record, Versions, parse_record, read_body
 
 FORMAT = "layerbridge-analysis"
 FORMAT_VERSION = 1
@@ -281,12 +280,5 @@ def read_weights(path: str | Path) -> LayerWeights:
     return parse_record(LayerWeights, body, where=str(path))
 
 
-def _read(path: Path, wanted: str, version: int, advice: str) -> dict:
-    if not path.is_file():
-        raise DataError(f"No file at {path}. {advice}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}. {advice}") from None
-    check_format(data, wanted, version, where=str(path))
-    return {key: value for key, value in data.items() if key not in ("format", "version")}
+def _read(path: Path, wanted: str, version: int, advice: str) -> dict[str, Any]:
+    return read_body(path, wanted, version, missing=f"No file at {path}. {advice}", advice=advice)

@@ -191,7 +191,7 @@ def _mean(values: Iterable[float]) -> float | None:
 
 def config_sha256(config: BridgeConfig) -> str:
     """Return the sha256 of the canonical JSON of a bridge's config, or of a recipe's bridge part."""
-    return _sha256(_without_later(config.model_dump(mode="json", include=set(BridgeConfig.model_fields))))
+    return json_sha256(_without_later(config.model_dump(mode="json", include=set(BridgeConfig.model_fields))))
 
 
 def setup_sha256(recipe: Recipe) -> str:
@@ -215,7 +215,7 @@ def setup_sha256(recipe: Recipe) -> str:
     files = data["task"].get("files")
     if files is not None:
         data["task"]["files"] = {part: files[part] and Path(files[part]).name for part in ("train", "dev")}
-    return _sha256(_without_later(data))
+    return json_sha256(_without_later(data))
 
 
 def _without_later(data: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +234,8 @@ _LATER: dict[str, dict[str, Any]] = {
 """Part of a recipe -> options that came after the first results, and their defaults."""
 
 
-def _sha256(data: Any) -> str:
+def json_sha256(data: Any) -> str:
+    """Return the sha256 of the canonical JSON of `data`: sorted keys, no spaces, UTF-8."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -256,15 +257,14 @@ def read_results(path: str | Path) -> Results:
     Raises:
         DataError: no such file, not JSON, not this format, another version, or counts that clash.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"No results at {path}. `layerbridge evaluate RUN` writes them.")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}. Write it again with `layerbridge evaluate --rescore`.") from None
-    check_format(data, FORMAT, FORMAT_VERSION, where=str(path))
-    body = {key: value for key, value in data.items() if key not in ("format", "version", "averages")}
+    data = read_body(
+        Path(path),
+        FORMAT,
+        FORMAT_VERSION,
+        missing=f"No results at {path}. `layerbridge evaluate RUN` writes them.",
+        advice="Write it again with `layerbridge evaluate --rescore`.",
+    )
+    body = {key: value for key, value in data.items() if key != "averages"}
     results = parse_record(Results, body, where=str(path))
     if "averages" in data and not _close(data["averages"], _all_averages(results)):
         raise DataError(
@@ -272,6 +272,29 @@ def read_results(path: str | Path) -> Results:
             "Write the file again with `layerbridge evaluate --rescore`."
         )
     return results
+
+
+def read_body(path: Path, wanted: str, version: int, *, missing: str, advice: str) -> dict[str, Any]:
+    """Read a JSON file of ours and return what it holds beside its format and version.
+
+    Args:
+        path: The file.
+        wanted: Its format.
+        version: Of the format.
+        missing: What to say if there is no file.
+        advice: What to do if it is not JSON.
+
+    Raises:
+        DataError: no such file, not JSON, another format or another version.
+    """
+    if not path.is_file():
+        raise DataError(missing)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}. {advice}") from None
+    check_format(data, wanted, version, where=str(path))
+    return {key: value for key, value in data.items() if key not in ("format", "version")}
 
 
 def check_format(data: Any, wanted: str, version: int, *, where: str) -> None:

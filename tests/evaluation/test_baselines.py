@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from layerbridge.config import EvaluationConfig, LLMConfig, PromptConfig, TranslatorConfig
 from layerbridge.data.example import Example, Split
 from layerbridge.errors import ConfigError, DataError
-from layerbridge.evaluation.baselines import RenderedPrompt, evaluate_llm_alone, json_sha256
+from layerbridge.evaluation.baselines import RenderedPrompt, evaluate_llm_alone
 from layerbridge.evaluation.compare import comparison
 from layerbridge.evaluation.predictions import predictions_path, read_predictions
 from layerbridge.model.llm_reader import LLMReader
 from layerbridge.model.translator import Translation
 from layerbridge.prompt import render_prompt
-from layerbridge.results import read_results
+from layerbridge.results import json_sha256, read_results
 from tests.evaluation.fakes import ANSWERS, FakeBridge, FakeTask, make_results, make_split
 
 SAID = [("Sports", "Sports"), ("Sports", "Science"), ("Business", "x"), ("Science", "Science")]

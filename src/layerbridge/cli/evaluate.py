@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from layerbridge.cli.options import EncoderPlace, LLMPlace, TrustRemoteCode
+from layerbridge.cli.options import EncoderPlace, LLMPlace, TrustRemoteCode, names
 
 
 def evaluate(
@@ -43,10 +43,10 @@ def evaluate(
     else:
         found = find_run(run)
         given: dict[str, Any] = {
-            "languages": _names(languages),
+            "languages": names(languages),
             "split": split,
             "limit": limit,
-            "methods": _names(methods),
+            "methods": names(methods),
             "batch_size": batch_size,
         }
         base = found.recipe.evaluation if found.recipe else EvaluationConfig()
@@ -69,7 +69,3 @@ def evaluate(
             )
     Console().print(render_results(results))
     typer.echo(f"Wrote {folder / RESULTS_FILE}; the predictions are in {folder / FOLDER}.")
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from layerbridge.cli.options import EncoderPlace, LLMPlace, TrustRemoteCode
+from layerbridge.cli.options import EncoderPlace, LLMPlace, TrustRemoteCode, names
 
 
 def harness(
@@ -37,9 +37,9 @@ def harness(
 
     results = run_harness(
         run,
-        _names(tasks) or (),
+        names(tasks) or (),
         data=data,
-        languages=_names(languages),
+        languages=names(languages),
         limit=limit,
         batch_size=batch_size,
         include_path=include_path,
@@ -52,7 +52,3 @@ def harness(
     if out is not None:
         write_json(results, out)
         typer.echo(f"Wrote {out}.")
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())

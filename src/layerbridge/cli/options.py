@@ -11,3 +11,8 @@ LLMPlace = Annotated[str | None, typer.Option("--llm", help="Where the LLM is no
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the base models run code of their own. Off unless typed.")
 ]
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """Return the words of an option with commas between them; None stays None."""
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())

@@ -6,20 +6,17 @@ them side by side; their provenance says `kind: baseline`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import string
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerbridge.config import EvaluationConfig
 from layerbridge.errors import DataError
-from layerbridge.evaluation.predict import base_origin, predict_languages, task_methods
+from layerbridge.evaluation.predict import base_origin, predict_languages, shared_origin
 from layerbridge.evaluation.score import rescore
-from layerbridge.results import BaseModelOrigin, Provenance, Results, Versions
+from layerbridge.results import BaseModelOrigin, Provenance, Results, json_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,13 +116,7 @@ def describe_baseline(
         seed: Of the training rows, if any are used.
     """
     return Provenance(
-        task=task.name,
-        task_version=task.version,
-        split=config.split,
-        limit=config.limit,
-        methods=task_methods(task, config),
-        max_source_tokens=config.max_source_tokens,
-        max_new_tokens=config.max_new_tokens,
+        **shared_origin(task, config),
         run=run,
         kind="baseline",
         fusion=name,
@@ -135,14 +126,7 @@ def describe_baseline(
         setup_sha256=setup_sha256,
         bases=dict(bases),
         languages_seen=languages_seen,
-        versions=Versions(**{package: version(package) for package in ("layerbridge", "torch", "transformers")}),
     )
-
-
-def json_sha256(data: Any) -> str:
-    """Return the sha256 of the canonical JSON of `data`: sorted keys, no spaces, UTF-8."""
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class TranslatingReader:

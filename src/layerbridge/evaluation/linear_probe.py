@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from layerbridge.config import BuiltinTaskConfig, EvaluationConfig, OwnTaskConfig
 from layerbridge.errors import ConfigError, DataError
-from layerbridge.evaluation.baselines import describe_baseline, json_sha256
+from layerbridge.evaluation.baselines import describe_baseline
 from layerbridge.evaluation.predict import base_origin, predict_languages
 from layerbridge.evaluation.score import rescore
-from layerbridge.results import Results, config_sha256
+from layerbridge.results import Results, config_sha256, json_sha256
 
 if TYPE_CHECKING:
     import numpy as np

@@ -266,13 +266,7 @@ def _is_reusable(path: Path, header: PredictionsHeader) -> bool:
 def describe_evaluation(run: Run, bridge: Bridge, task: Task, config: EvaluationConfig) -> Provenance:
     """Return where the numbers of this evaluation come from."""
     return Provenance(
-        task=task.name,
-        task_version=task.version,
-        split=config.split,
-        limit=config.limit,
-        methods=task_methods(task, config),
-        max_source_tokens=config.max_source_tokens,
-        max_new_tokens=config.max_new_tokens,
+        **shared_origin(task, config),
         run=run.name,
         fusion=bridge.config.fusion.name,
         layer=getattr(bridge.config.fusion, "layer", None),
@@ -282,8 +276,26 @@ def describe_evaluation(run: Run, bridge: Bridge, task: Task, config: Evaluation
         setup_sha256=None if run.recipe is None else setup_sha256(run.recipe),
         bases={side: base_origin(base) for side, base in bridge.bases.items()},
         languages_seen=_languages_seen(run, bridge),
-        versions=Versions(**{package: version(package) for package in ("layerbridge", "torch", "transformers")}),
     )
+
+
+def shared_origin(task: Task, config: EvaluationConfig) -> dict[str, Any]:
+    """Return what every evaluation's provenance says alike, of bridges and baselines: task, limits and versions."""
+    return {
+        "task": task.name,
+        "task_version": task.version,
+        "split": config.split,
+        "limit": config.limit,
+        "methods": task_methods(task, config),
+        "max_source_tokens": config.max_source_tokens,
+        "max_new_tokens": config.max_new_tokens,
+        "versions": installed_versions(),
+    }
+
+
+def installed_versions() -> Versions:
+    """Return the versions of the packages that can change a score."""
+    return Versions(**{package: version(package) for package in Versions.model_fields})
 
 
 def _languages_seen(run: Run, bridge: Bridge) -> tuple[str, ...] | None:

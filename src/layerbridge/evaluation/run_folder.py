@@ -37,8 +37,7 @@ class Run:
 
     def evaluation_folder(self, task: str, config: EvaluationConfig) -> Path:
         """Return where an evaluation of this run goes by default: evaluation/TASK-SPLIT[-first-N]."""
-        name = f"{task}-{config.split}" + (f"-first-{config.limit}" if config.limit else "")
-        return self.folder / EVALUATION / re.sub(r"[^\w.-]+", "-", name)
+        return self.folder / EVALUATION / evaluation_name(task, config)
 
     def choose_task(self, name: str | None, data: str | None = None) -> TaskConfig:
         """Return the run's own task, or the built-in one called `name`, on the data at `data` if given.
@@ -56,6 +55,12 @@ class Run:
         if name is None:
             raise ConfigError(f"{self.folder} is a checkpoint without a recipe; name a task with --task.")
         return BuiltinTaskConfig(name=name, data=data)
+
+
+def evaluation_name(task: str, config: EvaluationConfig) -> str:
+    """Return the name of an evaluation's folder: TASK-SPLIT[-first-N]."""
+    name = f"{task}-{config.split}" + (f"-first-{config.limit}" if config.limit else "")
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def find_run(path: str | Path) -> Run:

@@ -4,14 +4,12 @@ A job is claimed by a lock that the operating system gives back when its holder 
 there, which is written last. So the same command goes on where it was, whoever did the rest.
 """
 
-import hashlib
 import json
 import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -23,14 +21,14 @@ from layerbridge.atomic import replace_text
 from layerbridge.config import TranslatorConfig
 from layerbridge.errors import ConfigError, LayerbridgeError
 from layerbridge.evaluation.baselines import evaluate_llm_alone
-from layerbridge.evaluation.linear_probe import evaluate_linear_probe
-from layerbridge.evaluation.predict import evaluate_bridge
-from layerbridge.evaluation.run_folder import find_run
+from layerbridge.evaluation.linear_probe import States, evaluate_linear_probe
+from layerbridge.evaluation.predict import evaluate_bridge, installed_versions
+from layerbridge.evaluation.run_folder import EVALUATION, evaluation_name, find_run
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import TENSORS, load_trained, read_header, read_tensors
 from layerbridge.model.features import FeaturePlan, FeatureStore
 from layerbridge.model.llm_reader import LLMReader
-from layerbridge.results import setup_sha256
+from layerbridge.results import json_sha256, setup_sha256
 from layerbridge.studies.inputs import InputCache, encoder_parts
 from layerbridge.studies.study import Job
 from layerbridge.training.run import read_record
@@ -223,45 +221,34 @@ class Workshop:
             bridge.trained_on = header.get("trained_on")
         else:
             bridge = train(recipe, folder, progress=False, bridge=bridge)
-        run = find_run(folder)
-        read = self.inputs.of(recipe)
-        out = run.evaluation_folder(recipe.task.name, recipe.evaluation)
-        evaluate_bridge(bridge, run, read.task, read.splits, recipe.evaluation, out)
+        read, out = self.inputs.of(recipe), self._evaluation(job, job.name)
+        evaluate_bridge(bridge, find_run(folder), read.task, read.splits, recipe.evaluation, out)
         if self.probe_fused and bridge.fusion.mixes:  # of one layer there is the probe on that layer
-            name = f"{PROBE}-{recipe.name}"
-            evaluate_linear_probe(
-                bridge,
-                read.task,
-                recipe.task,
-                read.splits,
-                recipe.evaluation,
-                folder.parent / name / "evaluation" / out.name,
-                states="fused",
-                seed=recipe.training.seed,
-                run=name,
-                bridge_setup_sha256=setup_sha256(recipe),
-                max_train_source_tokens=recipe.training.max_source_tokens,
-            )
+            self._probe(bridge, job, f"{PROBE}-{recipe.name}", "fused")
         if not self.keep_checkpoints:
             rmtree(folder / "checkpoints", ignore_errors=True)
         return bridge.encoder.num_passes
 
     def _probe_last_layer(self, job: Job, folder: Path) -> int:
-        recipe = job.recipe
-        bridge, read = self.bridge(job), self.inputs.of(recipe)
+        bridge = self.bridge(job)
+        self._probe(bridge, job, job.name, "last_layer")
+        return bridge.encoder.num_passes
+
+    def _probe(self, bridge: Bridge, job: Job, name: str, states: States) -> None:
+        recipe, read = job.recipe, self.inputs.of(job.recipe)
         evaluate_linear_probe(
             bridge,
             read.task,
             recipe.task,
             read.splits,
             recipe.evaluation,
-            folder / "evaluation" / _evaluation_name(recipe),
-            states="last_layer",
+            self._evaluation(job, name),
+            states=states,
             seed=recipe.training.seed,
-            run=recipe.name,
+            run=name,
+            bridge_setup_sha256=setup_sha256(recipe) if states == "fused" else None,
             max_train_source_tokens=recipe.training.max_source_tokens,
         )
-        return bridge.encoder.num_passes
 
     def _ask_llm(self, job: Job, folder: Path) -> int:
         recipe = job.recipe
@@ -280,7 +267,7 @@ class Workshop:
             read.task,
             read.splits,
             recipe.evaluation.model_copy(update={"max_source_tokens": longest}),
-            folder / "evaluation" / _evaluation_name(recipe),
+            self._evaluation(job, job.name),
             run=recipe.name,
             translator=translator,
         )
@@ -292,20 +279,17 @@ class Workshop:
             read, recipe = self.inputs.of(job.recipe), job.recipe.model_dump(mode="json")
             recipe["task"] = {k: v for k, v in recipe["task"].items() if k not in ("data", "train_data")}
             rows = [read.train.sha256, read.dev.sha256, {code: split.sha256 for code, split in read.splits.items()}]
-            packages = {name: version(name) for name in ("layerbridge", "torch", "transformers")}
-            text = json.dumps([job.kind, recipe, rows, packages], sort_keys=True)
-            self._keys[job.place] = hashlib.sha256(text.encode()).hexdigest()
+            packages = installed_versions().model_dump()
+            self._keys[job.place] = json_sha256([job.kind, recipe, rows, packages])
         return self._keys[job.place]
+
+    def _evaluation(self, job: Job, name: str) -> Path:
+        """Return where an evaluation of a job goes, under the job's own name or beside it."""
+        recipe = job.recipe
+        return self.out / job.task / name / EVALUATION / evaluation_name(recipe.task.name, recipe.evaluation)
 
     def _folder(self, job: Job) -> Path:
         return self.out / job.task / job.name
-
-
-def _evaluation_name(recipe: Any) -> str:
-    from layerbridge.evaluation.run_folder import Run
-
-    run = Run(name=recipe.name, folder=Path(), checkpoint=Path(), recipe=recipe)
-    return run.evaluation_folder(recipe.task.name, recipe.evaluation).name
 
 
 def _read_json(path: Path) -> dict[str, Any]:
