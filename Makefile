@@ -26,8 +26,10 @@ types: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
+# One after the other, on all cores, which should have nothing else to do. LAYERBRIDGE_DATA names the folder of real texts;
+# QUICK=1 takes the smallest sizes, which show that all of it runs and measure nothing.
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.fusion
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

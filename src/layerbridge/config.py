@@ -322,6 +322,17 @@ class TrainingConfig(FrozenConfig):
     select: Literal["best", "last"] = "best"
     """`best`: the step that did best on the dev rows (training languages only); `last`: the last step."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    feature_precision: Literal["encoder", "bfloat16", "int8"] = "encoder"
+    """How encoder states are kept, where they are kept (`--cache`): as the encoder puts them out, or smaller with a
+    stated error."""
+    gradient_checkpointing: bool = False
+    """Keep less of the forward pass and compute it again in the backward pass: less memory, more time."""
+    torch_compile: bool = False
+    """Let torch compile the LLM; worth its minutes of start-up on long runs on a GPU."""
+    shard_llm: bool = False
+    """Spread the frozen LLM over the processes that torchrun started, for LLMs that one GPU cannot hold."""
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that prepare batches beside the one that trains."""
     seed: int = 0
 
 
@@ -335,7 +346,10 @@ class EvaluationConfig(FrozenConfig):
     """`score`: the most probable answer. `generate`: greedy text, stripped, matched exactly (the paper)."""
     max_source_tokens: int = Field(default=512, ge=1)
     max_new_tokens: int = Field(default=32, ge=1)
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    """Texts a pass at most; `batch_tokens` is what usually ends a batch."""
+    batch_tokens: int = Field(default=4096, ge=1)
+    """Encoder tokens a pass, padding included; halved by itself when memory runs out."""
     limit: int | None = Field(default=None, ge=1)
     """Rows per language; a limited result says so and compares with no other."""
 

@@ -197,15 +197,14 @@ def config_sha256(config: BridgeConfig) -> str:
 def setup_sha256(recipe: Recipe) -> str:
     """Return a sha256 that recipes share which differ in nothing but the seed.
 
-    The run's name, evaluation, data paths, and what only moves memory about (`micro_batch_size`,
-    `keep_checkpoints`) are left out; of a file of one's own, and of `train_data`, the name counts, not the folder.
+    The run's name, evaluation, data paths, and what only moves memory and time about (`HOW_IT_RUNS`) are left out; of a file of one's own, and of `train_data`, the name counts, not the folder.
     """
     data = recipe.model_dump(
         mode="json",
         exclude={
             "name": True,
             "evaluation": True,
-            "training": {"seed", "micro_batch_size", "keep_checkpoints"},
+            "training": {"seed"} | HOW_IT_RUNS,
             "task": {"data"},
         },
     )
@@ -227,8 +226,18 @@ def _without_later(data: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+HOW_IT_RUNS = {
+    "micro_batch_size",
+    "keep_checkpoints",
+    "gradient_checkpointing",
+    "torch_compile",
+    "shard_llm",
+    "num_workers",
+}
+"""Options of `training` that move memory and time about, and no result."""
+
 _LATER: dict[str, dict[str, Any]] = {
-    "training": {"fusion_learning_rate": None, "group_by_length": False},
+    "training": {"fusion_learning_rate": None, "group_by_length": False, "feature_precision": "encoder"},
     "task": {"rows_seed": None},
 }
 """Part of a recipe -> options that came after the first results, and their defaults."""

@@ -15,10 +15,10 @@ from tests.training.test_train import rows  # noqa: F401
 
 FLAGS = {
     "demo": {"--out", "--steps", "--languages", "--seed"},
-    "train": {"--set", "-s", "--out", "--overwrite", "--quiet"},
+    "train": {"--set", "-s", "--out", "--overwrite", "--cache", "--cache-limit", "--quiet"},
     "evaluate": {
         "--task", "--data", "--languages", "--split", "--limit", "--methods", "--out", "--rescore", "--batch-size",
-        "--encoder", "--llm", "--trust-remote-code",
+        "--batch-tokens", "--encoder", "--llm", "--trust-remote-code",
     },
     "compare": {"--method", "--format", "--task"},
     "generate": {
@@ -27,7 +27,7 @@ FLAGS = {
     },
     "harness": {
         "--tasks", "--data", "--languages", "--limit", "--batch-size", "--include-path", "--include-defaults", "--out",
-        "--encoder", "--llm", "--trust-remote-code",
+        "--batch-tokens", "--encoder", "--llm", "--trust-remote-code",
     },
     "inspect": {"--raw", "--html", "--language", "--encoder", "--llm", "--trust-remote-code"},
     "report": {"--out", "--title", "--reference", "--main"},

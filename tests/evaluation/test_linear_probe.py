@@ -21,6 +21,7 @@ from layerbridge.evaluation.predictions import predictions_path, read_prediction
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.fusion import Fused
 from layerbridge.model.processor import BridgeInputs
+from layerbridge.model.states import LiveStates
 from layerbridge.results import read_results
 from tests.evaluation.fakes import ANSWERS, SHA, FakeTask
 
@@ -67,12 +68,15 @@ class FakeStates:
         empty = torch.zeros((len(rows), 0), dtype=torch.long)
         return BridgeInputs(source_ids=ids, source_mask=mask, prompt_ids=empty, prompt_mask=empty.bool())
 
-    def encode(self, inputs):
+    def layers(self, inputs):
         states = torch.stack([vector(int(i)) for i in inputs.source_ids.flatten()]).view(*inputs.source_ids.shape, -1)
         return [torch.full_like(states, 7.0), states + 99.0 * ~inputs.source_mask.unsqueeze(-1)]  # rubbish at padding
 
+    def encode(self, inputs):
+        return LiveStates.of(self.layers(inputs), inputs.source_mask)
+
     def fuse(self, inputs):
-        states = self.encode(inputs)[-1]
+        states = self.layers(inputs)[-1]
         return Fused(-0.5 * states[..., :3], torch.ones((*inputs.source_ids.shape, 2)))
 
 

@@ -1,6 +1,7 @@
 """The feature store gives back what the encoder gave, to the bit whatever interrupts it, and spares every pass."""
 
 import os
+import threading
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from layerbridge.config import BridgeConfig
 from layerbridge.errors import ConfigError, DataError
-from layerbridge.model import features
+from layerbridge.model import feature_plan, features
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.features import FeatureStore
+from layerbridge.model.precision import PRECISIONS
+from layerbridge.model.states import LiveStates
 from tests import tiny
 
 TEXTS = [f"the cat {'sat on the mat ' * (i % 4)}{i}" for i in range(23)]
@@ -26,20 +29,30 @@ def build(tiny_models, encoder="mt5", fusion="transformer_softmax", **options) -
     return Bridge.build(config, seed=0)
 
 
-def store_of(bridge, folder) -> FeatureStore:
-    return FeatureStore(folder, bridge.encoder, fingerprint=bridge.bases["encoder"]["fingerprint"])
+def store_of(bridge, folder, precision="encoder") -> FeatureStore:
+    fingerprint = bridge.bases["encoder"]["fingerprint"]
+    return FeatureStore(folder, bridge.encoder, fingerprint=fingerprint, precision=precision)
 
 
 def fill(store, bridge, texts=TEXTS, **options):
     plan = store.plan([bridge.processor.source_ids(texts, 512)], **options)
-    for shard in store.missing(plan):
-        store.encode(shard)
-    store.open(plan)
+    store.fill(plan)
     return plan
 
 
 def never(*_):
     raise AssertionError("the encoder was asked")
+
+
+def layers_of(states) -> list[torch.Tensor]:
+    """Each layer as a padded batch."""
+    return [states.pad(states.layer(place)) for place in range(states.num_layers)]
+
+
+def encoded(bridge, inputs) -> list[torch.Tensor]:
+    """The encoder's own layers, zero at padding."""
+    real_BS1 = inputs.source_mask.unsqueeze(-1)
+    return [layer_BSE * real_BS1 for layer_BSE in bridge.encoder(inputs.source_ids, inputs.source_mask)]
 
 
 @pytest.mark.parametrize("encoder", tiny.ENCODERS)
@@ -48,10 +61,10 @@ def test_stored_states_are_the_encoders_for_every_encoder(tiny_models, tmp_path,
     store = store_of(bridge, tmp_path)
     fill(store, bridge)
     inputs = bridge.processor(TEXTS[3:9])
-    stored = store.layers(inputs.source_ids, inputs.source_mask, never)
-    for layer_BSE, wanted_BSE in zip(stored, bridge.encoder(inputs.source_ids, inputs.source_mask), strict=True):
-        real_BS1 = inputs.source_mask.unsqueeze(-1)
-        torch.testing.assert_close(layer_BSE, wanted_BSE * real_BS1, atol=1e-5, rtol=1e-5)
+    stored = store.states(inputs.source_ids, inputs.source_mask, never)
+    assert stored.rows_N.tolist() == inputs.source_mask.flatten().nonzero().flatten().tolist()
+    for layer_BSE, wanted_BSE in zip(layers_of(stored), encoded(bridge, inputs), strict=True):
+        torch.testing.assert_close(layer_BSE, wanted_BSE, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -87,30 +100,34 @@ def test_of_a_batch_only_unknown_texts_go_through_the_encoder(tiny_models, tmp_p
     )
     asked = []
 
-    def encoder(ids_BS, mask_BS):
-        asked.append(tuple(ids_BS.shape))
-        return bridge.encoder(ids_BS, mask_BS)
+    def encode(ids_bs, mask_bs):
+        asked.append(tuple(ids_bs.shape))
+        return LiveStates.of(bridge.encoder(ids_bs, mask_bs), mask_bs)
 
-    found = store.layers(inputs.source_ids, inputs.source_mask, encoder)
+    found = store.states(inputs.source_ids, inputs.source_mask, encode)
     assert asked == [(2, inputs.source_ids.shape[1])]
-    real_BS1 = inputs.source_mask.unsqueeze(-1)
-    for layer_BSE, wanted_BSE in zip(found, bridge.encoder(inputs.source_ids, inputs.source_mask), strict=True):
-        torch.testing.assert_close(layer_BSE * real_BS1, wanted_BSE * real_BS1, atol=1e-5, rtol=1e-5)
+    for layer_BSE, wanted_BSE in zip(layers_of(found), encoded(bridge, inputs), strict=True):
+        torch.testing.assert_close(layer_BSE, wanted_BSE, atol=1e-5, rtol=1e-5)
+
+    short = bridge.processor([TEXTS[3], "new", TEXTS[1]])
+    mixed = store.states(short.source_ids, short.source_mask, encode)
+    assert asked[1][1] < short.source_ids.shape[1]
+    for layer_BSE, wanted_BSE in zip(layers_of(mixed), encoded(bridge, short), strict=True):
+        torch.testing.assert_close(layer_BSE, wanted_BSE, atol=1e-5, rtol=1e-5)
 
 
-def test_one_layer_reads_one_layer(tiny_models, tmp_path):
-    bridge = build(tiny_models, fusion="last_layer")
+def test_a_batch_of_unknown_texts_is_the_encoders_alone(tiny_models, tmp_path):
+    bridge = build(tiny_models)
     store = store_of(bridge, tmp_path)
     fill(store, bridge)
-    inputs = bridge.processor(TEXTS[:4])
-    stored = store.layers(inputs.source_ids, inputs.source_mask, never)
-    bridge.fusion(stored, inputs.source_mask)
-    assert list(stored._made) == [len(stored) - 1]
+    inputs = bridge.processor(["new", "another"])
+    live = LiveStates.of(bridge.encoder(inputs.source_ids, inputs.source_mask), inputs.source_mask)
+    assert store.states(inputs.source_ids, inputs.source_mask, lambda *_: live) is live
 
 
 def test_states_are_the_same_to_the_bit_after_an_interruption(tiny_models, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "SHARD_BYTES", 30_000)
-    monkeypatch.setattr(features, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(feature_plan, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(feature_plan, "BATCH_TOKENS", 64)
     bridge = build(tiny_models)
     straight = store_of(bridge, tmp_path / "straight")
     plan = fill(straight, bridge)
@@ -144,7 +161,7 @@ def test_states_are_the_same_to_the_bit_after_an_interruption(tiny_models, tmp_p
 )
 def test_a_plan_has_every_text_once_within_its_limit(planning_store, rows, max_bytes, shard_bytes):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "SHARD_BYTES", shard_bytes)
+        patch.setattr(feature_plan, "SHARD_BYTES", shard_bytes)
         plan = planning_store.plan([rows[:7], rows[7:], rows], max_bytes)
     kept = [ids for shard in plan.shards for ids in shard.rows]
     different = list(dict.fromkeys(map(tuple, rows)))
@@ -247,3 +264,112 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tiny_models, tmp_pa
     with pytest.raises(DataError, match=r"23 texts' features.*No space left"):
         store.encode(plan.shards[0])
     assert list(store.folder.iterdir()) == []
+
+
+# --- precision -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 2**-8), ("int8", 0.02)])
+def test_a_store_states_the_error_that_its_precision_has(tiny_models, tmp_path, precision, bound):
+    bridge = build(tiny_models)
+    store = store_of(bridge, tmp_path, precision)
+    fill(store, bridge)
+    wanted, read = [], []
+    for text in TEXTS:
+        inputs = bridge.processor([text])
+        wanted.append(torch.cat(encoded(bridge, inputs)).double())
+        read.append(torch.cat(layers_of(store.states(inputs.source_ids, inputs.source_mask, never))).double())
+    wanted_LNE, read_LNE = torch.cat(wanted, dim=1), torch.cat(read, dim=1)
+    difference_LNE = read_LNE - wanted_LNE
+    by_layer_L = difference_LNE.norm(dim=(1, 2)) / wanted_LNE.norm(dim=(1, 2))
+    assert store.error.overall == pytest.approx(float(difference_LNE.norm() / wanted_LNE.norm()), rel=1e-3)
+    assert store.error.worst_layer == pytest.approx(float(by_layer_L.max()), rel=1e-3)
+    assert 0 < store.error.overall <= store.error.worst_layer < bound
+    again = store_of(bridge, tmp_path, precision)
+    again.open(again.plan([bridge.processor.source_ids(TEXTS, 512)]))
+    assert again.error == store.error
+
+
+def test_states_as_the_encoder_gave_them_state_no_error(tiny_models, tmp_path):
+    bridge = build(tiny_models)
+    store = store_of(bridge, tmp_path)
+    fill(store, bridge)
+    assert store.error == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("precision", "value_bytes"), [("encoder", 4), ("bfloat16", 2), ("int8", 1)])
+def test_a_plan_knows_the_size_of_its_files(tiny_models, tmp_path, precision, value_bytes):
+    bridge = build(tiny_models)
+    store = store_of(bridge, tmp_path, precision)
+    plan = fill(store, bridge)
+    (path,) = store.folder.glob("*.safetensors")
+    kept = {name: tensor for name, tensor in load_file(path).items() if name not in ("lengths_T", "digests_T")}
+    assert plan.num_bytes == sum(tensor.numel() * tensor.itemsize for tensor in kept.values())
+    assert kept["states_NLE"].itemsize == value_bytes
+
+
+def test_each_precision_has_a_folder_of_its_own_and_the_encoders_keeps_its_old_one(tiny_models, tmp_path):
+    bridge = build(tiny_models)
+    stores = {name: store_of(bridge, tmp_path, name) for name in PRECISIONS}
+    assert len({store.folder for store in stores.values()}) == len(stores)
+    assert "precision" not in stores["encoder"].kind
+    assert stores["int8"].kind == {**stores["encoder"].kind, "precision": "int8"}
+
+
+def test_all_precisions_keep_the_same_texts_together(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_plan, "SHARD_BYTES", 30_000)
+    bridge = build(tiny_models)
+    rows = bridge.processor.source_ids(TEXTS, 512)
+    plans = [store_of(bridge, tmp_path, name).plan([rows]) for name in PRECISIONS]
+    assert plans[0].shards == plans[1].shards == plans[2].shards
+    assert plans[0].num_bytes == 2 * plans[1].num_bytes > 2 * plans[2].num_bytes
+
+
+def test_an_unknown_precision_is_named_with_the_known_ones(tiny_models, tmp_path):
+    with pytest.raises(ConfigError, match="int4.*bfloat16, encoder, int8"):
+        store_of(build(tiny_models), tmp_path, "int4")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_states_that_are_no_numbers_are_not_rounded_but_refused(tiny_models, tmp_path, precision):
+    bridge = build(tiny_models)
+    store = store_of(bridge, tmp_path, precision)
+    with torch.no_grad():
+        bridge.encoder.model.get_input_embeddings().weight[5] = float("inf")
+    with pytest.raises(DataError, match=f"not all finite numbers in torch.float32.*kept as {precision}.*encoder.dtype"):
+        store.fill(store.plan([[[4, 5, 1]]]))
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def test_two_that_fill_the_same_plan_encode_each_shard_once(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_plan, "SHARD_BYTES", 10_000)
+    bridge = build(tiny_models)
+    rows = bridge.processor.source_ids(TEXTS, 512)
+    written = []
+    original = FeatureStore.encode
+
+    def encode(self, shard, **options):
+        written.append(shard.name)
+        original(self, shard, **options)
+
+    monkeypatch.setattr(FeatureStore, "encode", encode)
+    plan = store_of(bridge, tmp_path).plan([rows])
+    stores = [store_of(build(tiny_models), tmp_path) for _ in range(3)]
+    threads = [threading.Thread(target=store.fill, args=(plan,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(plan.shards) > 3
+    assert sorted(written) == sorted(shard.name for shard in plan.shards)
+    assert all(len(store) == plan.num_texts for store in stores)
+
+
+def test_a_cache_folder_that_cannot_be_made_is_said(tiny_models, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    bridge = build(tiny_models)
+    store = store_of(bridge, tmp_path / "cache")
+    with pytest.raises(DataError, match="Could not keep 23 texts' features in .*cache: .*name another cache folder"):
+        fill(store, bridge)

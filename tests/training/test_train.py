@@ -16,16 +16,20 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from layerbridge.config import Recipe, TrainingConfig, build_config
+from layerbridge.data.example import Example
 from layerbridge.errors import CheckpointError, ConfigError, DataError, ModelError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import load_bridge
 from layerbridge.training import train as train_module
+from layerbridge.training.length_groups import LengthGroups
 from layerbridge.training.run import open_run
+from layerbridge.training.token_rows import TokenRows, collate
 from layerbridge.training.train import train
-from layerbridge.training.trainer import BridgeTrainer, LengthGroups, collator, last_complete_checkpoint, num_steps
+from layerbridge.training.trainer import BridgeTrainer, last_complete_checkpoint, num_steps
 from tests import tiny
 
 ANSWERS = ("positive", "negative")
+EXAMPLE = Example(id="1", language="en", text="the cat", answer="positive")
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +140,12 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_models, rows, t
 
 KILLED_RUN = """
     import os, signal
+    from transformers import TrainerCallback
     from layerbridge.config import load_recipe
     from layerbridge.training import trainer
     from layerbridge.training.train import train
 
-    class Killer(trainer.TrainerCallback):
+    class Killer(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == {kill_at}:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -398,7 +403,8 @@ def test_steps_follow_from_epochs():
 def test_trainer_arguments_are_the_recipes(tiny_models, rows, tmp_path):
     training = TrainingConfig(batch_size=8, micro_batch_size=2, warmup_fraction=0.5, max_steps=10)
     bridge = Bridge.build(recipe(tiny_models, rows).bridge)
-    trainer = BridgeTrainer(bridge, training=training, train=[None] * 20, dev=[], answers=None, folder=tmp_path)
+    twenty = TokenRows([EXAMPLE] * 20, bridge.processor, training)
+    trainer = BridgeTrainer(bridge, training=training, train=twenty, dev=None, answers=None, folder=tmp_path)
     args = trainer.args
     assert args.per_device_train_batch_size == 2
     assert args.gradient_accumulation_steps == 4
@@ -409,9 +415,6 @@ def test_trainer_arguments_are_the_recipes(tiny_models, rows, tmp_path):
 
 def test_collated_batches_hold_tensors_only(tiny_models, rows):
     bridge = Bridge.build(recipe(tiny_models, rows).bridge)
-    from layerbridge.data.example import Example
-
-    example = Example(id="1", language="en", text="the cat", answer="positive")
-    batch = collator(bridge, TrainingConfig())([example])
+    batch = collate([TokenRows([EXAMPLE], bridge.processor, TrainingConfig())[0]], bridge.processor)
     assert set(batch) == {"source_ids", "source_mask", "prompt_ids", "prompt_mask", "labels"}
     assert int(batch["labels"].max()) < tiny.VOCABULARY

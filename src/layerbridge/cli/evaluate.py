@@ -18,7 +18,8 @@ def evaluate(
     methods: Annotated[str | None, typer.Option(help="score, generate, or both with a comma between.")] = None,
     out: Annotated[Path | None, typer.Option(help="By default RUN/evaluation/TASK-SPLIT[-first-N].")] = None,
     rescore: Annotated[bool, typer.Option("--rescore", help="Score existing predictions; no model.")] = False,
-    batch_size: Annotated[int | None, typer.Option(help="Texts per forward pass.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Texts per forward pass, at most.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Encoder tokens per forward pass, padding included.")] = None,
     encoder: EncoderPlace = None,
     llm: LLMPlace = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -48,6 +49,7 @@ def evaluate(
             "limit": limit,
             "methods": names(methods),
             "batch_size": batch_size,
+            "batch_tokens": batch_tokens,
         }
         base = found.recipe.evaluation if found.recipe else EvaluationConfig()
         changes = {key: value for key, value in given.items() if value is not None}

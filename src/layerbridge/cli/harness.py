@@ -19,7 +19,10 @@ def harness(
     ] = None,
     languages: Annotated[str | None, typer.Option(help="Of sib200, indicxnli, sinhala_news as a whole: si,ta.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents per task, the first ones.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Texts per forward pass.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Texts per forward pass, at most.")] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Encoder tokens per forward pass, padding included.")
+    ] = None,
     include_path: Annotated[str | None, typer.Option(help="Folder with lm_eval task files of your own.")] = None,
     include_defaults: Annotated[
         bool, typer.Option("--include-defaults", help="Also know the tasks that come with lm_eval; some seconds.")
@@ -42,6 +45,7 @@ def harness(
         languages=names(languages),
         limit=limit,
         batch_size=batch_size,
+        batch_tokens=batch_tokens,
         include_path=include_path,
         include_defaults=include_defaults,
         encoder=encoder,

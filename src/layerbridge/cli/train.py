@@ -1,5 +1,6 @@
 """`layerbridge train`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,11 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/NAME.", show_default=False)] = None,
     overwrite: Annotated[bool, typer.Option(help="Begin anew in a folder that holds a run.")] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Where encoder features are kept, for all epochs and other runs.", show_default="none kept"),
+    ] = None,
+    cache_limit: Annotated[float, typer.Option(min=0, help="Largest size of that folder, in GB.")] = 20.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train a bridge by a recipe. A run that was cut off goes on from its last checkpoint.
@@ -28,5 +34,7 @@ def train(
     folder = out or Path("runs") / loaded.name
     from layerbridge.training.train import train as run
 
-    run(loaded, folder, overwrite=overwrite, progress=not quiet)
-    typer.echo(f"Run written to {folder}. Evaluate it: layerbridge evaluate {folder}")
+    limit = int(cache_limit * 1e9)
+    run(loaded, folder, overwrite=overwrite, progress=not quiet, cache=cache, cache_bytes=limit)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, if it did
+        typer.echo(f"Run written to {folder}. Evaluate it: layerbridge evaluate {folder}")

@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from layerbridge.config import BuiltinTaskConfig, EvaluationConfig, OwnTaskConfig
 from layerbridge.errors import ConfigError, DataError
 from layerbridge.evaluation.baselines import describe_baseline
+from layerbridge.evaluation.batches import in_batches
 from layerbridge.evaluation.predict import base_origin, predict_languages
 from layerbridge.evaluation.score import rescore
 from layerbridge.results import Results, config_sha256, json_sha256
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from layerbridge.data.example import Example, Split
     from layerbridge.data.tasks import Task
     from layerbridge.model.bridge import Bridge
+    from layerbridge.model.processor import BridgeInputs
 
 States = Literal["last_layer", "fused"]
 
@@ -64,7 +67,7 @@ def evaluate_linear_probe(
         task: With answers; free text cannot be probed.
         task_config: Which training rows; the bridge's own, to be comparable.
         splits: Language code -> rows, as `load_splits` gives them.
-        config: Limits and batch size; of its methods `score` alone is used.
+        config: Limits and what fits a batch; of its methods `score` alone is used.
         folder: Evaluation folder; languages that are there already are kept.
         states: `last_layer`: of the encoder's layers handed over the last; `fused`: what the fusion makes of them.
         seed: Of the choice of training rows.
@@ -106,7 +109,7 @@ def evaluate_linear_probe(
         languages_seen=tuple(dict.fromkeys(example.language for example in train.examples)),
         seed=seed,
     )
-    probe: Any = LinearProbe(bridge, states, train, dev, max_train_source_tokens, config.batch_size)
+    probe: Any = LinearProbe(bridge, states, train, dev, max_train_source_tokens, config)
     predict_languages(probe, task, splits, config, provenance, folder, progress=progress)
     return rescore(folder, provenance=provenance)
 
@@ -120,7 +123,7 @@ class LinearProbe:
         train: Rows to train on.
         dev: Rows to choose C by; without any, by cross-validation in train.
         max_train_source_tokens: Of a training or dev text.
-        batch_size: Texts of one encoder pass, of training and dev rows.
+        config: Its `batch_tokens` and `batch_size` say what fits an encoder pass of training and dev rows.
     """
 
     def __init__(
@@ -130,14 +133,14 @@ class LinearProbe:
         train: Split,
         dev: Split,
         max_train_source_tokens: int = 200,
-        batch_size: int = 32,
+        config: EvaluationConfig | None = None,
     ) -> None:
         self.bridge = bridge
         self.states = states
         self.train = train
         self.dev = dev
         self.max_train_source_tokens = max_train_source_tokens
-        self.batch_size = batch_size
+        self.config = config or EvaluationConfig()
 
     def count_source_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return how many encoder tokens each text has before any cut."""
@@ -198,11 +201,14 @@ class LinearProbe:
         import numpy as np
 
         texts = [example.text for example in examples]
-        lengths = self.bridge.count_source_tokens(texts)
-        order = sorted(range(len(texts)), key=lambda index: -lengths[index])
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        pooled = [self._pool([texts[index] for index in batch], self.max_train_source_tokens) for batch in batches]
-        return np.concatenate(pooled)[np.argsort(order, kind="stable")]
+        limit = self.bridge.source_limit(self.max_train_source_tokens)
+        lengths = [min(length, limit) for length in self.bridge.count_source_tokens(texts)]
+
+        def pool(batch: list[int]) -> np.ndarray:
+            return self._pool([texts[index] for index in batch], self.max_train_source_tokens)
+
+        batches, pooled = zip(*in_batches(lengths, self.config, pool), strict=True)
+        return np.concatenate(pooled)[np.argsort(np.concatenate(batches), kind="stable")]
 
     def _pool(self, texts: Sequence[str], max_source_tokens: int) -> np.ndarray:
         """Return the mean of each text's states over its tokens (B, E), float64."""
@@ -212,10 +218,14 @@ class LinearProbe:
             self.bridge.eval()
             inputs = self.bridge.processor(texts, max_source_tokens=max_source_tokens).to(self.bridge.device)
             fused = self.states == "fused"
-            states_BSE = self.bridge.fuse(inputs).states_BSE if fused else self.bridge.encode(inputs)[-1]
+            states_BSE = self.bridge.fuse(inputs).states_BSE if fused else self._last_layer(inputs)
             real_BS1 = inputs.source_mask.unsqueeze(-1)
             total_BE = states_BSE.double().masked_fill(~real_BS1, 0.0).sum(dim=1)
             return (total_BE / real_BS1.sum(dim=1)).cpu().numpy()
+
+    def _last_layer(self, inputs: BridgeInputs) -> Tensor:
+        states = self.bridge.encode(inputs)
+        return states.pad(states.layer(states.num_layers - 1))
 
 
 def _fit(states_RE: np.ndarray, answers: np.ndarray, strength: float) -> Any:

@@ -16,6 +16,7 @@ from layerbridge.analysis import WEIGHTS_FILE
 from layerbridge.config import EvaluationConfig, TaskConfig
 from layerbridge.data.sentences import example_sentences
 from layerbridge.errors import ConfigError, DataError
+from layerbridge.evaluation.batches import in_batches
 from layerbridge.evaluation.predictions import (
     Prediction,
     PredictionsHeader,
@@ -53,8 +54,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """Yield the bridge's answers to the first `config.limit` examples of a split, in the split's order.
 
-    Batches are made of texts of like length, longest first, so that little is padding and a batch too large
-    for the memory fails at once.
+    Batches are those of `in_batches`: of texts of like length, longest first.
 
     Args:
         bridge: Any object with the bridge's `score`, `generate`, `count_source_tokens` and `source_limit`. Where it has
@@ -62,11 +62,11 @@ def predict(
         task: Whose answers are scored; free-text tasks (no answers) are only generated.
         language: Of the split; goes into the rows.
         split: Examples with gold answers.
-        config: Methods, limits and batch size.
+        config: Methods, limits and what fits a batch.
         on_batch: Called with the number of examples done, after each batch.
 
     Raises:
-        ConfigError: a free-text task and no method but `score`.
+        ConfigError: a free-text task and no method but `score`, or a text that does not fit the memory.
         DataError: a gold answer that is none of the task's.
     """
     methods = task_methods(task, config)
@@ -80,12 +80,12 @@ def predict(
     lengths = bridge.count_source_tokens([example.text for example in examples]) if examples else []
     cut_before = getattr(bridge, "cut_texts", ())  # of a reader that translates: cut on the way to the LLM
     limit = bridge.source_limit(config.max_source_tokens)
-    order = sorted(range(len(examples)), key=lambda index: -lengths[index])
+
+    def ask(batch: list[int]) -> tuple[list[dict[str, float | None] | None], list[str | None]]:
+        return _ask(bridge, task, [examples[index].text for index in batch], methods, config)
+
     found: dict[int, Prediction] = {}
-    for start in range(0, len(order), config.batch_size):
-        batch = order[start : start + config.batch_size]
-        texts = [examples[index].text for index in batch]
-        log_probs, generated = _ask(bridge, task, texts, methods, config)
+    for batch, (log_probs, generated) in in_batches([min(length, limit) for length in lengths], config, ask):
         for index, row_log_probs, text in zip(batch, log_probs, generated, strict=True):
             found[index] = Prediction(
                 id=examples[index].id,

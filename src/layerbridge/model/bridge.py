@@ -1,6 +1,7 @@
 """The bridge: frozen encoder -> fusion -> projector -> soft tokens -> frozen LLM.
 
-Shapes: B batch, L encoder layers, S source tokens, T LLM positions, A answer tokens, D LLM width, V LLM vocabulary.
+Shapes: B batch, L encoder layers, S source tokens, N source tokens of the whole batch, T LLM positions, A answer tokens
+(of the whole batch, where it stands first), D LLM width, V LLM vocabulary.
 
 The LLM reads `[bos | soft tokens | boundary | text prompt | answer]` (arXiv 2508.09091; bos only where the LLM's
 tokenizer has one). What trains is fusion, projector and boundary, plus adapters or biases that the config adds; that,
@@ -24,10 +25,13 @@ from layerbridge.model.features import FeatureStore
 from layerbridge.model.fingerprint import tensors_fingerprint
 from layerbridge.model.fusion import Fused, build_fusion
 from layerbridge.model.generation import GenerationMixin, check_length
+from layerbridge.model.lazy_states import LazyStates
+from layerbridge.model.packing import pack_rows, packed_logits, packs
 from layerbridge.model.processor import BridgeInputs, BridgeProcessor
 from layerbridge.model.projector import build_projector, embedding_rms
 from layerbridge.model.scoring import ScoringMixin
-from layerbridge.model.splice import IGNORED, Piece, Spliced, splice
+from layerbridge.model.splice import IGNORED, Piece, splice
+from layerbridge.model.states import States
 from layerbridge.prompt import render_prompt
 
 
@@ -64,7 +68,9 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
             part.to(embedding.weight.device)
         self.boundary.data = self.boundary.data.to(embedding.weight.device)
         self.features: FeatureStore | None = None
-        """States that the encoder put out earlier; used in its stead where they have all of a batch."""
+        """States that the encoder put out earlier; used in its stead where they have some of a batch."""
+        self.recompute_states = False
+        """Whether training spends encoder passes to hold fewer states (`LazyStates`)."""
         self.trained_on: dict[str, Any] | None = None
         """What it was trained on (task, version, encoder prompt, answers, languages), once it was."""
 
@@ -163,20 +169,32 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
     # ---------------------------------------------------------------------------------------------------------------
     # Forward
 
-    def encode(self, inputs: BridgeInputs) -> Sequence[Tensor]:
-        """Return the encoder's L layers (B, S, E), from the feature store where it has them."""
-        if self.features is not None:
-            return self.features.layers(inputs.source_ids, inputs.source_mask, self.encoder)
-        layers: list[Tensor] = self.encoder(inputs.source_ids, inputs.source_mask)
-        return layers
+    def encode(self, inputs: BridgeInputs) -> States:
+        """Return the encoder's states of a batch, from the feature store where it has them."""
+        if self.features is None:
+            return LazyStates(self.encoder, inputs.source_ids, inputs.source_mask, recompute=self.recompute_states)
+        return self.features.states(
+            inputs.source_ids, inputs.source_mask, lambda ids, mask: LazyStates(self.encoder, ids, mask).held
+        )
 
     def fuse(self, inputs: BridgeInputs) -> Fused:
         """Return the fused encoder states (B, S, E) and each token's layer weights (B, S, L)."""
-        return self.fusion(self.encode(inputs), inputs.source_mask)
+        states = self.encode(inputs)
+        return Fused(*(states.pad(part) for part in self.fusion.mix(states)))
+
+    def soft_tokens(self, inputs: BridgeInputs) -> tuple[Tensor, States]:
+        """Return what stands for the batch's N source tokens in the LLM (N, D), and the states that say which is which.
+
+        In the LLM's dtype.
+        """
+        states = self.encode(inputs)
+        soft_ND = self.projector(self.fusion.mix(states).states_NE)
+        return soft_ND.to(self._embedding.weight.dtype), states
 
     def prefix_pieces(self, inputs: BridgeInputs) -> list[Piece]:
         """Return `bos | soft tokens | boundary | text prompt`, each with its mask."""
-        soft_BSD = self.projector(self.fuse(inputs).states_BSE)
+        soft_ND, states = self.soft_tokens(inputs)
+        soft_BSD = states.pad(soft_ND)
         batch = soft_BSD.shape[0]
         always = torch.ones((batch, 1), dtype=torch.bool, device=soft_BSD.device)
         pieces = [
@@ -187,12 +205,15 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
         bos = self.processor.llm_tokenizer.bos_token_id
         if bos is not None:
             pieces.insert(0, Piece(self.embed(torch.full_like(always, bos, dtype=torch.long)), always))
-        dtype = cast(nn.Embedding, self.llm.get_input_embeddings()).weight.dtype
-        return [piece._replace(embeds_BTD=piece.embeds_BTD.to(dtype)) for piece in pieces]
+        return pieces
+
+    @property
+    def _embedding(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.llm.get_input_embeddings())
 
     def embed(self, ids_BT: Tensor) -> Tensor:
         """Return the LLM's own input embeddings of token ids, scaled as its embedding module scales them."""
-        return self.llm.get_input_embeddings()(ids_BT)
+        return cast(Tensor, self._embedding(ids_BT))
 
     def loss(self, inputs: BridgeInputs, num_items: Tensor | int | None = None) -> Tensor:
         """Return the cross-entropy of the answers and their end tokens.
@@ -204,30 +225,40 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
         if inputs.labels is None:
             raise DataError("This batch has no answers to learn from; give the processor `answers`.")
         labels_BA = inputs.labels
-        answer = Piece(self.embed(labels_BA.clamp(min=0)), labels_BA != IGNORED, labels_BA)
-        spliced = splice([*self.prefix_pieces(inputs), answer])
-        longest = labels_BA.shape[1]
-        logits_BAV = self._logits(spliced, keep=longest + 1)[:, :-1]
-        targets_BA = spliced.labels_BT[:, -longest:]
-        total = F.cross_entropy(
-            logits_BAV.flatten(0, 1).float(), targets_BA.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return total / (num_items if num_items is not None else (labels_BA != IGNORED).sum())
+        logits_AV, targets_A = (self._packed_logits if packs(self.llm) else self._padded_logits)(inputs, labels_BA)
+        total = F.cross_entropy(logits_AV.float(), targets_A, reduction="sum")
+        return total / (num_items if num_items is not None else len(targets_A))
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         """Return `{"loss": ...}` of a batch given as keyword tensors: what trainers call."""
         num_items = batch.pop("num_items_in_batch", None)
         return {"loss": self.loss(BridgeInputs(**batch), num_items)}
 
-    def _logits(self, spliced: Spliced, keep: int) -> Tensor:
+    def _packed_logits(self, inputs: BridgeInputs, labels_BA: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the answer tokens' logits and ids, the rows read one after another without padding."""
+        soft_ND, states = self.soft_tokens(inputs)
+        bos = self.processor.llm_tokenizer.bos_token_id
+        rows = pack_rows(inputs.source_mask, inputs.prompt_ids, inputs.prompt_mask, labels_BA, bos_id=bos)
+        check_length(self.llm, rows.layout.packed_BS.shape[1])
+        embeds_TD = rows.fill(self.embed(rows.ids_T), soft_ND, states.rows_N, self.boundary)
+        return packed_logits(self.llm, embeds_TD, rows.layout, rows.before_answers_A), rows.answers_A
+
+    def _padded_logits(self, inputs: BridgeInputs, labels_BA: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same from a padded batch, for LLMs that read no other."""
+        answer = Piece(self.embed(labels_BA.clamp(min=0)), labels_BA != IGNORED, labels_BA)
+        spliced = splice([*self.prefix_pieces(inputs), answer])
         check_length(self.llm, spliced.mask_BT.shape[1])
-        return self.llm(
+        longest = labels_BA.shape[1]
+        logits_BAV = self.llm(
             inputs_embeds=spliced.embeds_BTD,
             attention_mask=spliced.mask_BT.long(),
             position_ids=spliced.position_ids_BT,
-            logits_to_keep=keep,
+            logits_to_keep=longest + 1,
             use_cache=False,
-        ).logits
+        ).logits[:, :-1]
+        targets_BA = spliced.labels_BT[:, -longest:]
+        learned_BA = targets_BA != IGNORED
+        return logits_BAV[learned_BA], targets_BA[learned_BA]
 
     # ---------------------------------------------------------------------------------------------------------------
     # For people

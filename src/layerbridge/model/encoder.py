@@ -7,6 +7,8 @@ is after the final norm and the others are the raw residual stream (method.md, "
 """
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ class FrozenEncoder(nn.Module):
         self.layer_numbers = layer_numbers(layers, self.num_blocks)
         self.num_passes = 0
         """Forward passes so far; what a feature store spares does not count."""
+        self._streams: bool | None = None
         self.eval()
 
     def forward(self, source_ids_BS: Tensor, source_mask_BS: Tensor) -> list[Tensor]:
@@ -48,6 +51,66 @@ class FrozenEncoder(nn.Module):
                 f"{self.num_blocks + 1}. This architecture does not report its layers in the usual way."
             )
         return [states[number] for number in self.layer_numbers]
+
+    @torch.no_grad()
+    def stream(self, source_ids_BS: Tensor, source_mask_BS: Tensor, on_layer: Callable[[int, Tensor], None]) -> None:
+        """Hand over each chosen layer as soon as it is there; only what the receiver keeps is held.
+
+        The layers are read off the blocks by hooks. Whether that gives this architecture's hidden states is found out
+        once; where it does not, they are all held and handed over at the end.
+
+        Args:
+            source_ids_BS: right-padded.
+            source_mask_BS: true at real tokens.
+            on_layer: takes a layer's place among the L, and its states (B, S, E). They come in the encoder's order.
+        """
+        if self._streams is None:
+            self._streams = self._found_to_stream(source_ids_BS[:1, :4], source_mask_BS[:1, :4])
+        if not self._streams:
+            for place, layer in enumerate(self(source_ids_BS, source_mask_BS)):
+                on_layer(place, layer)
+            return
+        self.num_passes += 1
+        self._stream(source_ids_BS, source_mask_BS, on_layer)
+
+    def _stream(self, source_ids_BS: Tensor, source_mask_BS: Tensor, on_layer: Callable[[int, Tensor], None]) -> None:
+        places = {number: place for place, number in enumerate(self.layer_numbers)}
+
+        def give(number: int, states: Any) -> None:
+            if number in places:
+                on_layer(places[number], states[0] if isinstance(states, tuple) else states)
+
+        def before_first(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            give(0, args[0] if args else kwargs["hidden_states"])
+
+        def after(number: int) -> Callable[[nn.Module, Any, Any], None]:
+            return lambda block, args, output: give(number, output)
+
+        blocks = self._blocks()
+        hooks = [blocks[0].register_forward_pre_hook(before_first, with_kwargs=True)]
+        hooks += [block.register_forward_hook(after(number)) for number, block in enumerate(blocks[:-1], start=1)]
+        try:
+            out = self.model(input_ids=source_ids_BS, attention_mask=source_mask_BS.long(), return_dict=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        give(self.num_blocks, out.last_hidden_state)
+
+    def _blocks(self) -> nn.ModuleList:
+        found = (m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == self.num_blocks)
+        return next(found, nn.ModuleList())
+
+    def _found_to_stream(self, source_ids_BS: Tensor, source_mask_BS: Tensor) -> bool:
+        if not len(self._blocks()):
+            return False
+        streamed: dict[int, Tensor] = {}
+        try:
+            self._stream(source_ids_BS, source_mask_BS, streamed.__setitem__)
+        except (AttributeError, KeyError, RuntimeError, TypeError):  # blocks that are called in another way
+            return False
+        known = self(source_ids_BS, source_mask_BS)
+        self.num_passes -= 1
+        return len(streamed) == len(known) and all(torch.equal(streamed[n], layer) for n, layer in enumerate(known))
 
     @property
     def trains(self) -> bool:

@@ -10,30 +10,33 @@ every later number, are the same to the bit however often the work was cut off.
 
 import hashlib
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 import transformers
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from layerbridge.atomic import replace_file
-from layerbridge.errors import ConfigError, DataError, ModelError
+from layerbridge.errors import ConfigError, DataError
 from layerbridge.model.encoder import FrozenEncoder
+from layerbridge.model.feature_plan import FeaturePlan, Shard, digest, digest_of_bytes, divide, like_length
+from layerbridge.model.precision import Kept, KeptError, find_precision, measure_error
+from layerbridge.model.states import States
+from layerbridge.model.stored_states import MixedStates, Scratch, StoredStates
 
 FORMAT = "layerbridge-features-1"
-SHARD_BYTES = 2**28
-"""A shard is closed before it grows past this."""
-BATCH_TOKENS = 4096
-"""Tokens of one encoder pass, padding included."""
-
-Ids = tuple[int, ...]
+LOCKS = "locks"
+ERRORS = ("relative_rms_error", "worst_layer_relative_rms_error")
+"""Names of a shard's errors in its metadata, in the order of `KeptError`."""
 
 
 class FeatureStore:
@@ -43,17 +46,23 @@ class FeatureStore:
         root: the cache folder, shared by encoders; this encoder's shards lie in a folder of their own.
         encoder: whose states they are.
         fingerprint: of its weights.
+        precision: how states are kept, see `layerbridge.model.precision.PRECISIONS`.
 
     Raises:
-        ConfigError: the encoder trains, so that its states change.
+        ConfigError: the encoder trains, so that its states change; or no such precision.
     """
 
-    def __init__(self, root: str | Path, encoder: FrozenEncoder, *, fingerprint: str) -> None:
+    def __init__(
+        self, root: str | Path, encoder: FrozenEncoder, *, fingerprint: str, precision: str = "encoder"
+    ) -> None:
         if encoder.trains:
             raise ConfigError(
                 "The encoder's biases or adapters train, so its states change with every step and cannot be kept. "
-                "Turn feature caching off for this run."
+                "Turn feature caching off for this run (leave out --cache), or drop encoder.lora and "
+                "encoder.train_biases."
             )
+        self.precision = precision
+        self._how = find_precision(precision)
         self.encoder = encoder
         self.dtype = next(encoder.model.parameters()).dtype
         kind = {
@@ -66,22 +75,34 @@ class FeatureStore:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+        if precision != "encoder":
+            kind["precision"] = precision
         self.kind = kind
         name = hashlib.sha256("\n".join(f"{key} {value}" for key, value in kind.items()).encode()).hexdigest()[:16]
         self.root = Path(root)
         self.folder = self.root / name
-        self._views: dict[bytes, Tensor] = {}
-        self._open_shards: set[str] = set()
+        self._texts: dict[bytes, Kept] = {}
+        self._open_shards: dict[str, KeptError] = {}
+        self._scratch = Scratch()
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self._texts)
+
+    def __contains__(self, row: Sequence[int]) -> bool:
+        return digest(row) in self._texts
 
     @property
     def bytes_per_token(self) -> int:
         """What one token takes on disk."""
-        return len(self.encoder.layer_numbers) * self.encoder.width * self.dtype.itemsize
+        return self._how.bytes_a_token(len(self.encoder.layer_numbers), self.encoder.width, self.dtype.itemsize)
 
-    def plan(self, parts: Iterable[Iterable[Sequence[int]]], max_bytes: int | None = None) -> "FeaturePlan":
+    @property
+    def error(self) -> KeptError:
+        """What keeping the states cost: the largest errors of any shard that is open; 0 as the encoder gave them."""
+        found = [(0.0, 0.0), *self._open_shards.values()]
+        return KeptError(max(overall for overall, _ in found), max(worst for _, worst in found))
+
+    def plan(self, parts: Iterable[Iterable[Sequence[int]]], max_bytes: int | None = None) -> FeaturePlan:
         """Divide texts into shards, in their order.
 
         Args:
@@ -90,43 +111,55 @@ class FeatureStore:
                 are in an earlier part too.
             max_bytes: stop before the text that would pass this; the rest is left to the encoder, every time.
         """
-        limit = float("inf") if max_bytes is None else max_bytes
-        shards: list[Shard] = []
-        seen: set[Ids] = set()
-        total = num_left_out = 0
-        for part in parts:
-            new = dict.fromkeys(ids for row in part if (ids := tuple(row)) not in seen)
-            seen.update(new)
-            for rows in self._cut(new):
-                fitting = [] if num_left_out else list(rows)
-                while fitting and total + self._size(fitting) > limit:
-                    fitting.pop()
-                num_left_out += len(rows) - len(fitting)
-                if fitting:
-                    shards.append(Shard(name=_shard_name(fitting), rows=tuple(fitting)))
-                    total += self._size(fitting)
-        return FeaturePlan(shards=tuple(shards), num_bytes=total, num_left_out=num_left_out)
+        num_layers, width = len(self.encoder.layer_numbers), self.encoder.width
+        overhead = self._how.bytes_a_shard(num_layers, width)
+        encoder_bytes = num_layers * width * self.dtype.itemsize
+        return divide(
+            parts,
+            max_bytes=max_bytes,
+            kept_bytes=lambda rows: sum(map(len, rows)) * self.bytes_per_token + overhead,
+            encoder_bytes=lambda rows: sum(map(len, rows)) * encoder_bytes,
+        )
 
-    def _cut(self, rows: Iterable[Ids]) -> list[list[Ids]]:
-        pieces: list[list[Ids]] = []
-        size = 0
-        for row in rows:
-            needed = self._size([row])
-            if not pieces or size + needed > SHARD_BYTES:
-                pieces.append([])
-                size = 0
-            pieces[-1].append(row)
-            size += needed
-        return pieces
-
-    def _size(self, rows: Iterable[Ids]) -> int:
-        return sum(map(len, rows)) * self.bytes_per_token
-
-    def missing(self, plan: "FeaturePlan") -> list["Shard"]:
+    def missing(self, plan: FeaturePlan) -> list[Shard]:
         """Return the plan's shards that are not on disk."""
         return [shard for shard in plan.shards if not self._path(shard.name).is_file()]
 
-    def encode(self, shard: "Shard", *, on_batch: Callable[[int], None] | None = None) -> None:
+    def fill(
+        self, plan: FeaturePlan, *, max_bytes: int | None = None, on_texts: Callable[[int], None] | None = None
+    ) -> None:
+        """Encode what is missing, together with other processes that do the same, and open all of it.
+
+        A shard is claimed by a lock that the operating system gives back when its holder dies.
+
+        Args:
+            plan: the same in all processes.
+            max_bytes: how large the cache folder may get; what was used longest ago makes room.
+            on_texts: called with the number of texts of each pass that this process made.
+
+        Raises:
+            DataError: a shard cannot be written or read.
+        """
+        if max_bytes is not None and self.missing(plan):
+            self.make_room(plan, max_bytes)
+        locks = self.root / LOCKS
+        while missing := self.missing(plan):
+            claimed = False
+            try:
+                locks.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise self._cannot_keep(sum(len(shard.rows) for shard in missing), error) from error
+            for shard in missing:
+                name = f"{self.folder.name}-{shard.name}.lock"
+                with suppress(Timeout), FileLock(locks / name, timeout=0, fallback_to_soft=False):
+                    claimed = True
+                    if not self._path(shard.name).is_file():
+                        self.encode(shard, on_batch=on_texts)
+            if not claimed:
+                time.sleep(0.5)
+        self.open(plan)
+
+    def encode(self, shard: Shard, *, on_batch: Callable[[int], None] | None = None) -> None:
         """Encode a shard's texts and write it.
 
         Args:
@@ -141,7 +174,7 @@ class FeatureStore:
         states_NLE = torch.empty(0)
         device = next(self.encoder.model.parameters()).device
         padding = self.encoder.model.config.pad_token_id or 0
-        for batch in _batches(lengths):
+        for batch in like_length(lengths):
             longest = max(lengths[index] for index in batch)
             ids_BS = torch.full((len(batch), longest), padding, dtype=torch.long)
             mask_BS = torch.zeros((len(batch), longest), dtype=torch.bool)
@@ -153,40 +186,54 @@ class FeatureStore:
             if not len(states_NLE):  # in the states' own dtype, which need not be the weights'
                 shape = (starts[-1], len(self.encoder.layer_numbers), self.encoder.width)
                 states_NLE = torch.empty(shape, dtype=torch.promote_types(layers[0].dtype, layers[-1].dtype))
-            for place, index in enumerate(batch):
-                target_SLE = states_NLE[starts[index] : starts[index + 1]]
-                for number, layer_BSE in enumerate(layers):
-                    target_SLE[:, number] = layer_BSE[place, : lengths[index]].to(target_SLE.dtype)
+            for number, layer_BSE in enumerate(layers):
+                here_BSE = layer_BSE.cpu()  # a layer at once, as many small copies from a GPU would take longer
+                for place, index in enumerate(batch):
+                    states_NLE[starts[index] : starts[index + 1], number] = here_BSE[place, : lengths[index]]
             if on_batch is not None:
                 on_batch(len(batch))
-        tensors = {
-            "states_NLE": states_NLE,
+        kept = self._how.keep(states_NLE)
+        metadata = self.kind | self._stated_error(states_NLE, kept)
+        tensors = kept.tensors() | {
             "lengths_T": torch.tensor(lengths, dtype=torch.int64),
-            "digests_T": torch.tensor([list(_digest(row)) for row in shard.rows], dtype=torch.uint8),
+            "digests_T": torch.tensor([list(digest(row)) for row in shard.rows], dtype=torch.uint8),
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for partial in self.folder.glob(f".{shard.name}.*.partial"):
                 partial.unlink(missing_ok=True)  # of a process that was killed
-            replace_file(self._path(shard.name), lambda path: save_file(tensors, path, metadata=self.kind))
+            replace_file(self._path(shard.name), lambda path: save_file(tensors, path, metadata=metadata))
         except (OSError, SafetensorError) as error:
-            raise DataError(
-                f"Could not keep {len(shard.rows)} texts' features in {self.folder.parent}: {error}. Free some space, "
-                "lower the cache limit, or name another cache folder; the same command then goes on."
-            ) from error
+            raise self._cannot_keep(len(shard.rows), error) from error
 
-    def open(self, plan: "FeaturePlan") -> None:
+    def _cannot_keep(self, num_texts: int, error: Exception) -> DataError:
+        return DataError(
+            f"Could not keep {num_texts} texts' features in {self.root}: {error}. Free some space, lower the cache "
+            "limit, or name another cache folder; the same command then goes on."
+        )
+
+    def _stated_error(self, states_NLE: Tensor, kept: Kept) -> dict[str, str]:
+        if self.precision == "encoder":
+            return {}
+        error = measure_error(states_NLE, kept)
+        if not math.isfinite(error.overall):
+            raise DataError(
+                f"The encoder's states are not all finite numbers in {self.dtype}, so they cannot be kept as "
+                f"{self.precision}. Set encoder.dtype to float32 or bfloat16, or training.feature_precision=encoder."
+            )
+        return dict(zip(ERRORS, map(repr, error), strict=True))
+
+    def open(self, plan: FeaturePlan) -> None:
         """Map the plan's shards into memory; those that are not there yet are passed over."""
         for shard in plan.shards:
             path = self._path(shard.name)
             if shard.name in self._open_shards or not path.is_file():
                 continue
-            self._map(path)
-            self._open_shards.add(shard.name)
+            self._open_shards[shard.name] = self._map(path)
             with suppress(OSError):  # a cache that may only be read
                 os.utime(path)  # `make_room` drops those that were used longest ago
 
-    def make_room(self, plan: "FeaturePlan", max_bytes: int) -> int:
+    def make_room(self, plan: FeaturePlan, max_bytes: int) -> int:
         """Delete the shards used longest ago, of any encoder, so that the plan fits in a cache of `max_bytes`.
 
         Returns:
@@ -208,36 +255,59 @@ class FeatureStore:
             freed += stat.st_size
         return freed
 
-    def layers(self, source_ids_BS: Tensor, source_mask_BS: Tensor, encoder: FrozenEncoder) -> "Sequence[Tensor]":
-        """Return a batch's L layers (B, S, E); texts that are not stored go through `encoder`, one like the store's."""
+    def states(
+        self, source_ids_BS: Tensor, source_mask_BS: Tensor, encode: Callable[[Tensor, Tensor], States]
+    ) -> States:
+        """Return a batch's states.
+
+        Args:
+            source_ids_BS: right-padded.
+            source_mask_BS: true at real tokens.
+            encode: gives the states of the texts that are not stored, from their ids and mask.
+        """
+        texts = self._find(source_ids_BS, source_mask_BS)
+        new = [row for row, text in enumerate(texts) if text is None]
+        batch, columns = source_ids_BS.shape
+        if len(new) == batch:
+            return encode(source_ids_BS, source_mask_BS)
+        stored_BS = source_mask_BS.bool()
+        if new:
+            stored_BS = stored_BS.clone()
+            stored_BS[new] = False
+        stored = StoredStates(
+            [text for text in texts if text is not None],
+            rows_N=stored_BS.flatten().nonzero().squeeze(1),
+            shape=(batch, columns),
+            scratch=self._scratch,
+        )
+        if not new:
+            return stored
+        longest = int(source_mask_BS[new].sum(dim=1).max())
+        live = encode(source_ids_BS[new, :longest], source_mask_BS[new, :longest])
+        rows_b = torch.tensor(new, device=live.device)
+        # What `encode` saw had fewer rows and columns; its tokens' places are meant in the whole batch.
+        live_n = rows_b[live.rows_N // longest] * columns + live.rows_N % longest
+        return MixedStates([stored, live], rows_N=torch.cat([stored.rows_N, live_n]), shape=(batch, columns))
+
+    def _find(self, source_ids_BS: Tensor, source_mask_BS: Tensor) -> list[Kept | None]:
         lengths = source_mask_BS.sum(dim=1).tolist()
         rows = source_ids_BS.to(device="cpu", dtype=torch.int32)
-        found = [
-            self._views.get(_digest_of_bytes(row_S[:length].contiguous().numpy().tobytes()))
+        return [
+            self._texts.get(digest_of_bytes(row_S[:length].contiguous().numpy().tobytes()))
             for row_S, length in zip(rows, lengths, strict=True)
         ]
-        new = [number for number, view in enumerate(found) if view is None]
-        if len(new) == len(found):
-            whole: list[Tensor] = encoder(source_ids_BS, source_mask_BS)
-            return whole
-        if new:
-            longest = max(lengths[number] for number in new)
-            encoded = encoder(source_ids_BS[new, :longest], source_mask_BS[new, :longest])
-            for place, number in enumerate(new):
-                found[number] = torch.stack([layer_BSE[place, : lengths[number]] for layer_BSE in encoded], dim=1)
-        views = [view for view in found if view is not None]
-        return StoredLayers(views, width=source_ids_BS.shape[1], device=source_ids_BS.device)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
-    def _map(self, path: Path) -> None:
+    def _map(self, path: Path) -> KeptError:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                states_NLE, lengths_T = file.get_tensor("states_NLE"), file.get_tensor("lengths_T")
-                digests_T = file.get_tensor("digests_T")
-        except (SafetensorError, OSError) as error:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                lengths_T, digests_T = tensors.pop("lengths_T"), tensors.pop("digests_T")
+                kept = Kept(**tensors)
+        except (SafetensorError, OSError, KeyError, TypeError) as error:
             raise DataError(f"{path} holds no features that can be read: {error}. Delete it and run again.") from error
         wrong = [key for key, value in self.kind.items() if metadata.get(key) != value]
         if wrong:
@@ -245,99 +315,12 @@ class FeatureStore:
                 f"{path} holds features of another kind: {', '.join(f'{k} is {metadata.get(k)!r}' for k in wrong)}; "
                 f"wanted {', '.join(repr(self.kind[k]) for k in wrong)}. Delete it and run again."
             )
-        lengths = lengths_T.tolist()
-        for digest, view_SLE in zip(digests_T.numpy(), states_NLE.split(lengths), strict=True):
-            self._views.setdefault(digest.tobytes(), view_SLE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """Texts that are encoded and written together."""
-
-    name: str
-    """Follows from the texts."""
-    rows: tuple[Ids, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeaturePlan:
-    """Which texts' states are to be on disk."""
-
-    shards: tuple[Shard, ...]
-    num_bytes: int
-    num_left_out: int
-    """Texts that the limit leaves out; the encoder reads them every time."""
-
-    @property
-    def num_texts(self) -> int:
-        """Texts that are to be on disk."""
-        return sum(len(shard.rows) for shard in self.shards)
-
-
-class StoredLayers(Sequence[Tensor]):
-    """A batch's L layers (B, S, E), each put together when it is first asked for: one layer reads one layer."""
-
-    def __init__(self, views: Sequence[Tensor], *, width: int, device: torch.device) -> None:
-        self.views = views
-        """B tensors (S of the text, L, E)."""
-        self.width = width
-        self.device = device
-        self._made: dict[int, Tensor] = {}
-
-    def __len__(self) -> int:
-        return self.views[0].shape[1]
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = index if index >= 0 else len(self) + index
-        if not 0 <= place < len(self):
-            raise IndexError(f"layer {index} of {len(self)}")
-        if place not in self._made:
-            self._made[place] = self._put_together(place)
-        return self._made[place]
-
-    def _put_together(self, place: int) -> Tensor:
-        first = self.views[0]
-        layer_BSE = torch.zeros((len(self.views), self.width, first.shape[2]), dtype=first.dtype)
-        for row, view_SLE in enumerate(self.views):
-            if view_SLE.shape[0] > self.width:
-                raise ModelError(f"A stored text has {view_SLE.shape[0]} tokens; the batch is {self.width} wide.")
-            layer_BSE[row, : view_SLE.shape[0]] = view_SLE[:, place]
-        return layer_BSE.to(self.device)
+        for digest_1, text in zip(digests_T.numpy(), kept.split(lengths_T.tolist()), strict=True):
+            self._texts.setdefault(digest_1.tobytes(), text)
+        return KeptError(*(float(metadata.get(key, 0.0)) for key in ERRORS))
 
 
 def _config_digest(config: dict[str, Any]) -> str:
     """Return a hash of what an encoder computes with, whatever it is called and wherever it lies."""
     data = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _digest(row: Sequence[int]) -> bytes:
-    return _digest_of_bytes(torch.tensor(row, dtype=torch.int32).numpy().tobytes())
-
-
-def _digest_of_bytes(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _shard_name(rows: Sequence[Ids]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(_digest(row))
-    return digest.hexdigest()[:24]
-
-
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Put texts of like length together, longest first, `BATCH_TOKENS` a batch."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        longest = lengths[batches[-1][0]] if batches else 0
-        if not batches or longest * (len(batches[-1]) + 1) > BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(index)
-    return batches

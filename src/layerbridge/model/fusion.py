@@ -1,9 +1,10 @@
 """Fusion: the hidden states of all encoder layers -> one vector a token.
 
-Shapes: B batch, L encoder layers, S source tokens, E encoder width, F feed-forward width.
+Shapes: B batch, L encoder layers, S source tokens, N real tokens of the batch, E encoder width, F feed-forward width.
 
-Every fusion is a rule for weights_BSL; the fused state is the weighted sum of the (optionally RMS-normalised) layers.
-Padding tokens get weight 0 and state 0. `FUSIONS` is the one table of them.
+Every fusion is a rule for weights_NL; the fused state is the weighted sum of the (optionally RMS-normalised) layers.
+Fusions see real tokens only and read the layers through `States`, which never stacks them. `FUSIONS` is the one table
+of them.
 
 Method: "Global Softmax" and "Transformer Softmax" of arXiv 2508.09091; `last_layer` is LangBridge (arXiv 2401.10695).
 
@@ -22,16 +23,26 @@ from torch.nn import functional as F  # noqa: N812
 
 from layerbridge import config as cfg
 from layerbridge.errors import ConfigError, ModelError, unknown_name
-from layerbridge.model.mixing import inverse_rms, layer_scores, weighted_sum
+from layerbridge.model.mixing import RMS_EPSILON
+from layerbridge.model.states import LiveStates, States
+
+
+class Mixed(NamedTuple):
+    """What a fusion makes of a batch's real tokens, in the order of the states that it was given."""
+
+    states_NE: Tensor
+    """Fused states, in the dtype of the fusion's parameters."""
+    weights_NL: Tensor
+    """Each token's layer weights, summing to one."""
 
 
 class Fused(NamedTuple):
-    """What a fusion returns."""
+    """The same as a padded batch."""
 
     states_BSE: Tensor
-    """Fused states, in the dtype of the fusion's parameters; zero at padding."""
+    """Fused states; zero at padding."""
     weights_BSL: Tensor
-    """Each token's layer weights, summing to one; zero at padding."""
+    """Each token's layer weights; zero at padding."""
 
 
 class Fusion(nn.Module):
@@ -45,8 +56,6 @@ class Fusion(nn.Module):
 
     mixes = True
     """Whether it draws on more than one layer."""
-    read_first = 0
-    """Position of a layer that it reads anyway."""
 
     def __init__(self, *, layer_numbers: Sequence[int], width: int, normalize_layers: bool = False) -> None:
         super().__init__()
@@ -56,7 +65,7 @@ class Fusion(nn.Module):
         self.normalize_layers = normalize_layers
 
     def forward(self, layers: Sequence[Tensor], mask_BS: Tensor) -> Fused:
-        """Mix the layers.
+        """Mix the layers of a padded batch.
 
         Args:
             layers: L tensors (B, S, E).
@@ -65,43 +74,42 @@ class Fusion(nn.Module):
         Raises:
             ModelError: another number or width of layers than this fusion was built for.
         """
-        self._check(layers)
-        real_BS1 = mask_BS.bool().unsqueeze(-1)
-        dtype = self._dtype(layers)
-        scale_BSL = inverse_rms(layers, dtype) if self.normalize_layers else None
-        weights_BSL = self.weigh(layers, scale_BSL, dtype).masked_fill(~real_BS1, 0.0)
-        states_BSE = weighted_sum(layers, weights_BSL if scale_BSL is None else weights_BSL * scale_BSL)
-        return Fused(states_BSE.masked_fill(~real_BS1, 0.0), weights_BSL)
+        states = LiveStates.of(layers, mask_BS)
+        return Fused(*(states.pad(part) for part in self.mix(states)))
 
-    def weigh(self, layers: Sequence[Tensor], scale_BSL: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Return weights_BSL that sum to one over the layers, in `dtype`.
+    def mix(self, states: States) -> Mixed:
+        """Mix the layers of a batch's real tokens.
+
+        Raises:
+            ModelError: another number or width of layers than this fusion was built for.
+        """
+        self._check(states)
+        dtype = self._dtype(states)
+        scale_NL = states.inverse_rms(dtype) if self.normalize_layers else None
+        weights_NL = self.weigh(states, scale_NL, dtype)
+        states_NE = states.weighted_sum(weights_NL if scale_NL is None else weights_NL * scale_NL)
+        return Mixed(states_NE, weights_NL)
+
+    def weigh(self, states: States, scale_NL: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return weights_NL that sum to one over the layers, in `dtype`.
 
         Args:
-            layers: L raw states (B, S, E).
-            scale_BSL: what every state is to be multiplied by first, or None.
+            states: the raw states.
+            scale_NL: what every state is to be multiplied by first, or None.
             dtype: that of the fusion's arithmetic.
         """
         raise NotImplementedError
 
-    def _check(self, layers: Sequence[Tensor]) -> None:
-        read = self.read_first if len(layers) == self.num_layers else 0
-        width = layers[read].shape[-1] if len(layers) else 0
-        if len(layers) != self.num_layers or width != self.width:
+    def _check(self, states: States) -> None:
+        if (states.num_layers, states.width) != (self.num_layers, self.width):
             raise ModelError(
-                f"Fusion got {len(layers)} layers of width {width}; it was built for {self.num_layers} layers of width "
-                f"{self.width}. Build it from the encoder that feeds it."
+                f"Fusion got {states.num_layers} layers of width {states.width}; it was built for {self.num_layers} "
+                f"layers of width {self.width}. Build it from the encoder that feeds it."
             )
 
-    def _dtype(self, layers: Sequence[Tensor]) -> torch.dtype:
+    def _dtype(self, states: States) -> torch.dtype:
         parameter = next(self.parameters(), None)
-        return (
-            parameter.dtype
-            if parameter is not None
-            else torch.promote_types(layers[self.read_first].dtype, torch.float32)
-        )
-
-    def _same_for_all_tokens(self, weights_L: Tensor, layers: Sequence[Tensor]) -> Tensor:
-        return weights_L.expand(*layers[0].shape[:2], self.num_layers)
+        return parameter.dtype if parameter is not None else torch.promote_types(states.dtype, torch.float32)
 
 
 class OneLayer(Fusion):
@@ -111,31 +119,44 @@ class OneLayer(Fusion):
 
     def __init__(self, position: int, **shared: object) -> None:
         super().__init__(**shared)  # type: ignore[arg-type]
-        self.position = self.read_first = position
+        self.position = position
 
-    def forward(self, layers: Sequence[Tensor], mask_BS: Tensor) -> Fused:
+    def mix(self, states: States) -> Mixed:
         """Return the layer, and weights that are one at it."""
-        self._check(layers)
-        real_BS1 = mask_BS.bool().unsqueeze(-1)
-        dtype = self._dtype(layers)
-        state_BSE = layers[self.position].to(dtype)
+        self._check(states)
+        dtype = self._dtype(states)
+        state_NE = states.layer(self.position).to(dtype)
         if self.normalize_layers:
-            state_BSE = state_BSE * inverse_rms([state_BSE], dtype)
-        one_hot_L = torch.zeros(self.num_layers, dtype=dtype, device=state_BSE.device)
+            state_NE = F.rms_norm(state_NE, (self.width,), eps=RMS_EPSILON)
+        one_hot_L = torch.zeros(self.num_layers, dtype=dtype, device=state_NE.device)
         one_hot_L[self.position] = 1.0
-        return Fused(state_BSE.masked_fill(~real_BS1, 0.0), real_BS1 * one_hot_L)
+        return Mixed(state_NE, one_hot_L.expand(len(state_NE), self.num_layers))
 
 
-class LayerMean(Fusion):
+class SameForAllTokens(Fusion):
+    """One weight a layer, known before any state is read: the sum can run while the encoder does."""
+
+    def layer_weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return weights_L that sum to one."""
+        raise NotImplementedError
+
+    def mix(self, states: States) -> Mixed:
+        """Return the weighted sum, and the same weights for every token."""
+        self._check(states)
+        weights_L = self.layer_weights(self._dtype(states), states.device)
+        states_NE = states.layer_sum(weights_L, normalized=self.normalize_layers)
+        return Mixed(states_NE, weights_L.expand(len(states.rows_N), self.num_layers))
+
+
+class LayerMean(SameForAllTokens):
     """All layers alike; nothing to learn."""
 
-    def weigh(self, layers: Sequence[Tensor], scale_BSL: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def layer_weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return 1 / L everywhere."""
-        mean_L = torch.full((self.num_layers,), 1.0 / self.num_layers, dtype=dtype, device=layers[0].device)
-        return self._same_for_all_tokens(mean_L, layers)
+        return torch.full((self.num_layers,), 1.0 / self.num_layers, dtype=dtype, device=device)
 
 
-class GlobalSoftmax(Fusion):
+class GlobalSoftmax(SameForAllTokens):
     """p = softmax(w / temperature), one learned w a layer, all zero at the start: the layer mean."""
 
     def __init__(self, *, temperature: float = 1.0, **shared: object) -> None:
@@ -143,12 +164,12 @@ class GlobalSoftmax(Fusion):
         self.temperature = temperature
         self.logits_L = nn.Parameter(torch.zeros(self.num_layers))
 
-    def weigh(self, layers: Sequence[Tensor], scale_BSL: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Return the softmax of the learned logits, the same for all tokens."""
-        return self._same_for_all_tokens(torch.softmax(self.logits_L / self.temperature, dim=0), layers)
+    def layer_weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return the softmax of the learned logits."""
+        return torch.softmax(self.logits_L / self.temperature, dim=0)
 
 
-class GlobalSoftmaxPublished(Fusion):
+class GlobalSoftmaxPublished(SameForAllTokens):
     """p = softmax(t w), t = 100 + 1e5 tau, w starts at 3e-5, tau at 1e-5: the form of arXiv 2508.09091's code.
 
     t moves by about 3 with every Adam step at the published learning rate of 3e-5, so the mix soon falls onto one
@@ -163,10 +184,10 @@ class GlobalSoftmaxPublished(Fusion):
         self.logits_L = nn.Parameter(torch.full((self.num_layers,), 3e-5))
         self.tau = nn.Parameter(torch.tensor(1e-5))
 
-    def weigh(self, layers: Sequence[Tensor], scale_BSL: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Return the softmax of the learned logits at the learned temperature, the same for all tokens."""
+    def layer_weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return the softmax of the learned logits at the learned temperature."""
         sharpness = self.BASE + self.FACTOR * self.tau
-        return self._same_for_all_tokens(torch.softmax(sharpness * self.logits_L, dim=0), layers)
+        return torch.softmax(sharpness * self.logits_L, dim=0)
 
 
 class TransformerSoftmax(Fusion):
@@ -207,25 +228,25 @@ class TransformerSoftmax(Fusion):
         for bias in (self.query.bias, self.value.bias, self.attention_out.bias):
             nn.init.zeros_(bias)
 
-    def weigh(self, layers: Sequence[Tensor], scale_BSL: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def weigh(self, states: States, scale_NL: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return the transformer's softmax over layers, token by token."""
         direction_E = self.query(self.token_E) @ self.key.weight / math.sqrt(self.width)
-        scores_BSL = layer_scores(layers, direction_E)
-        if scale_BSL is not None:
-            scores_BSL = scores_BSL * scale_BSL
-        scores_BSL = scores_BSL + self.positions_LE @ direction_E
-        token_score_BS1 = (self.token_E @ direction_E).expand(*scores_BSL.shape[:2], 1)
-        attention = torch.softmax(torch.cat([token_score_BS1, scores_BSL], dim=-1), dim=-1)
+        scores_NL = states.scores(direction_E)
+        if scale_NL is not None:
+            scores_NL = scores_NL * scale_NL
+        scores_NL = scores_NL + self.positions_LE @ direction_E
+        token_score_N1 = (self.token_E @ direction_E).expand(len(scores_NL), 1)
+        attention = torch.softmax(torch.cat([token_score_N1, scores_NL], dim=-1), dim=-1)
         attention = self._drop(attention)
-        token_BS1, layers_BSL = attention[..., :1], attention[..., 1:]
+        token_N1, layers_NL = attention[:, :1], attention[:, 1:]
 
-        mixed_BSE = weighted_sum(layers, layers_BSL if scale_BSL is None else layers_BSL * scale_BSL)
-        mixed_BSE = mixed_BSE + layers_BSL @ self.positions_LE + token_BS1 * self.token_E
-        value_BSE = F.linear(mixed_BSE, self.value.weight) + attention.sum(-1, keepdim=True) * self.value.bias
-        x_BSE = self.attention_norm(self.token_E + self._drop(self.attention_out(value_BSE)))
-        hidden_BSF = self._drop(torch.relu(self.feedforward_in(x_BSE)))
-        x_BSE = self.feedforward_norm(x_BSE + self._drop(self.feedforward_out(hidden_BSF)))
-        return torch.softmax(self.head(x_BSE), dim=-1)
+        mixed_NE = states.weighted_sum(layers_NL if scale_NL is None else layers_NL * scale_NL)
+        mixed_NE = mixed_NE + layers_NL @ self.positions_LE + token_N1 * self.token_E
+        value_NE = F.linear(mixed_NE, self.value.weight) + attention.sum(-1, keepdim=True) * self.value.bias
+        x_NE = self.attention_norm(self.token_E + self._drop(self.attention_out(value_NE)))
+        hidden_NF = self._drop(torch.relu(self.feedforward_in(x_NE)))
+        x_NE = self.feedforward_norm(x_NE + self._drop(self.feedforward_out(hidden_NF)))
+        return torch.softmax(self.head(x_NE), dim=-1)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
@@ -238,10 +259,10 @@ class AttentionPool(Fusion):
         super().__init__(**shared)  # type: ignore[arg-type]
         self.query_E = nn.Parameter(torch.zeros(self.width))
 
-    def weigh(self, layers: Sequence[Tensor], scale_BSL: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def weigh(self, states: States, scale_NL: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return the attention of the learned query over each token's layers."""
-        scores_BSL = layer_scores(layers, self.query_E / math.sqrt(self.width))
-        return torch.softmax(scores_BSL if scale_BSL is None else scores_BSL * scale_BSL, dim=-1)
+        scores_NL = states.scores(self.query_E / math.sqrt(self.width))
+        return torch.softmax(scores_NL if scale_NL is None else scores_NL * scale_NL, dim=-1)
 
 
 def _last_layer(config: cfg.LastLayer, layer_numbers: tuple[int, ...], width: int) -> Fusion:

@@ -22,6 +22,9 @@ TEMPLATE_DATE = "26 Jul 2024"
 """The date that chat templates with one (Llama 3) are told: with today's, the same text would score differently every
 day. This one is those templates' own fall-back."""
 
+Ids = Sequence[int] | Tensor
+"""Token ids of one text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeInputs:
@@ -100,19 +103,24 @@ class BridgeProcessor:
         for name, column in (("prompts", prompts), ("answers", answers)):
             if column is not None and len(column) != len(texts):
                 raise DataError(f"Got {len(texts)} texts and {len(column)} {name}; wanted one for each text.")
-        source = self.source_ids(texts, max_source_tokens)
-        prompt_rows = self._prompt_rows(texts, prompts)
+        return self.batch(
+            self.source_ids(texts, max_source_tokens),
+            self.prompt_ids(texts, prompts),
+            None if answers is None else [cut_answer(row, max_answer_tokens) for row in self.answer_ids(answers)],
+        )
+
+    def batch(
+        self, source: Sequence[Ids], prompts: Sequence[Ids], answers: Sequence[Ids] | None = None
+    ) -> BridgeInputs:
+        """Put rows of token ids together as one batch; what is tokenised already needs nothing else."""
         source_ids, source_mask = pad_right(source, self.encoder_tokenizer.pad_token_id or 0)
-        prompt_ids, prompt_mask = pad_right(prompt_rows, 0)
-        labels = None
-        if answers is not None:
-            labels, _ = pad_right([cut_answer(row, max_answer_tokens) for row in self.answer_ids(answers)], IGNORED)
+        prompt_ids, prompt_mask = pad_right(prompts, 0)
         return BridgeInputs(
             source_ids=source_ids,
             source_mask=source_mask,
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
-            labels=labels,
+            labels=None if answers is None else pad_right(answers, IGNORED)[0],
         )
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
@@ -162,7 +170,8 @@ class BridgeProcessor:
                 )
         return rows
 
-    def _prompt_rows(self, texts: list[str], prompts: Sequence[str] | None) -> list[list[int]]:
+    def prompt_ids(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> list[list[int]]:
+        """Return the token ids that the LLM reads as text of each row, by default of the configured prompt."""
         if prompts is None and self.prompt.is_empty:
             return [[] for _ in texts]
         rows = prompts if prompts is not None else [self.prompt.text] * len(texts)
@@ -197,12 +206,12 @@ def cut_answer(ids: list[int], max_tokens: int) -> list[int]:
     return ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]]
 
 
-def pad_right(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+def pad_right(rows: Sequence[Ids], value: int) -> tuple[Tensor, Tensor]:
     """Return rows of ids as one (B, longest) tensor filled up with `value`, and its mask."""
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), value, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
     for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        ids[index, : len(row)] = torch.as_tensor(row, dtype=torch.long)
         mask[index, : len(row)] = True
     return ids, mask

@@ -28,15 +28,18 @@ from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import TENSORS, load_trained, read_header, read_tensors
 from layerbridge.model.features import FeaturePlan, FeatureStore
 from layerbridge.model.llm_reader import LLMReader
-from layerbridge.results import json_sha256, setup_sha256
+from layerbridge.results import HOW_IT_RUNS, json_sha256, setup_sha256
 from layerbridge.studies.inputs import InputCache, encoder_parts
 from layerbridge.studies.study import Job
+from layerbridge.training.features import open_store
 from layerbridge.training.run import read_record
 from layerbridge.training.train import train
 
 JOB_FILE = "job.json"
 LOCKS = "locks"
 PROBE = "linear_probe"
+READS_ENCODER = ("bridge", "linear_probe_last_layer")
+"""Kinds of jobs that read an encoder's states."""
 LLM_SOURCE_TOKENS = 512
 """What the LLM alone reads of a text at least."""
 
@@ -89,7 +92,7 @@ class Workshop:
     # Features
 
     def plan_features(self, jobs: Sequence[Job]) -> dict[str, FeaturePlan]:
-        """Return what is to be encoded, by encoder; encoders that train have nothing to keep.
+        """Return what is to be encoded, by encoder and precision; encoders that train have nothing to keep.
 
         Args:
             jobs: all of the study's, done or not: which texts are encoded together must not depend on where it was cut
@@ -98,7 +101,7 @@ class Workshop:
         plans = {}
         for key, mine in self._by_encoder(jobs).items():
             bridge = self.bridge(mine[0])
-            store = self._store(key, bridge)
+            store = self._store(key, bridge, mine[0].recipe.training.feature_precision)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # texts that are cut are counted in every result
                 plans[key] = store.plan(encoder_parts(mine, self.inputs, bridge.processor), self.cache_bytes)
@@ -118,35 +121,20 @@ class Workshop:
         for key, plan in plans.items():
             store = self._stores[key]
             before = store.encoder.num_passes
-            if store.missing(plan):
-                store.make_room(plan, self.cache_bytes)
-            while missing := store.missing(plan):
-                claimed = False
-                for shard in missing:
-                    try:
-                        with self.lock(self.cache, shard.name):
-                            if store.missing(FeaturePlan(shards=(shard,), num_bytes=0, num_left_out=0)):
-                                store.encode(shard, on_batch=on_texts)
-                            claimed = True
-                    except Timeout:
-                        continue
-                if not claimed:
-                    time.sleep(0.5)
-            store.open(plan)
+            store.fill(plan, max_bytes=self.cache_bytes, on_texts=on_texts)
             self.passes_encoding += store.encoder.num_passes - before
 
     def _by_encoder(self, jobs: Sequence[Job]) -> dict[str, list[Job]]:
         found: dict[str, list[Job]] = {}
         for job in jobs:
             encoder = job.recipe.encoder
-            if job.kind in ("bridge", "linear_probe_last_layer") and encoder.lora is None and not encoder.train_biases:
-                found.setdefault(encoder.model_dump_json(), []).append(job)
+            if job.kind in READS_ENCODER and encoder.lora is None and not encoder.train_biases:
+                found.setdefault(_store_key(job), []).append(job)
         return found
 
-    def _store(self, key: str, bridge: Bridge) -> FeatureStore:
+    def _store(self, key: str, bridge: Bridge, precision: str) -> FeatureStore:
         if key not in self._stores:
-            fingerprint = str(bridge.bases["encoder"]["fingerprint"])
-            self._stores[key] = FeatureStore(self.cache, bridge.encoder, fingerprint=fingerprint)
+            self._stores[key] = open_store(bridge, self.cache, precision)
         return self._stores[key]
 
     # ---------------------------------------------------------------------------------------------------------------
@@ -203,13 +191,19 @@ class Workshop:
                 "llm_alone": self._ask_llm,
                 "translate_then_llm": self._ask_llm,
             }[job.kind](job, folder)
-        record = {"key": self._key(job), "encoder_passes": passes, "seconds": round(time.monotonic() - began, 1)}
+        store = self._stores.get(_store_key(job)) if job.kind in READS_ENCODER else None
+        record = {
+            "key": self._key(job),
+            "encoder_passes": passes,
+            "features": None if store is None else {"precision": store.precision, **store.error._asdict()},
+            "seconds": round(time.monotonic() - began, 1),
+        }
         replace_text(folder / JOB_FILE, json.dumps(record, indent=2) + "\n")
 
     def bridge(self, job: Job) -> Bridge:
         """Return an untrained bridge for a job, on bases that are in memory already where they are the same."""
         self._latest = Bridge.build(job.recipe.bridge, seed=job.recipe.training.seed, like=self._latest)
-        self._latest.features = self._stores.get(job.recipe.encoder.model_dump_json())
+        self._latest.features = self._stores.get(_store_key(job))
         return self._latest
 
     def _train_and_evaluate(self, job: Job, folder: Path) -> int:
@@ -278,6 +272,7 @@ class Workshop:
         if job.place not in self._keys:
             read, recipe = self.inputs.of(job.recipe), job.recipe.model_dump(mode="json")
             recipe["task"] = {k: v for k, v in recipe["task"].items() if k not in ("data", "train_data")}
+            recipe["training"] = {k: v for k, v in recipe["training"].items() if k not in HOW_IT_RUNS}
             rows = [read.train.sha256, read.dev.sha256, {code: split.sha256 for code, split in read.splits.items()}]
             packages = installed_versions().model_dump()
             self._keys[job.place] = json_sha256([job.kind, recipe, rows, packages])
@@ -290,6 +285,11 @@ class Workshop:
 
     def _folder(self, job: Job) -> Path:
         return self.out / job.task / job.name
+
+
+def _store_key(job: Job) -> str:
+    """Return what jobs have in common that read one feature store."""
+    return f"{job.recipe.training.feature_precision} {job.recipe.encoder.model_dump_json()}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,10 @@ from layerbridge.data.tasks.task import Task
 from layerbridge.errors import ConfigError, DataError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import TENSORS, load_trained, read_tensors, save_bridge
+from layerbridge.training.features import describe_features, keep_features, open_store
 from layerbridge.training.run import RECORD, open_run, read_record, write_json
+from layerbridge.training.sharding import build_sharded, check_shardable
+from layerbridge.training.token_rows import TokenRows
 from layerbridge.training.trainer import BridgeTrainer, last_complete_checkpoint
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ def train(
     overwrite: bool = False,
     progress: bool = True,
     bridge: Bridge | None = None,
+    cache: str | Path | None = None,
+    cache_bytes: int | None = None,
 ) -> Bridge:
     """Train a bridge and write its run folder; a run that was cut off goes on where its last checkpoint is.
 
@@ -38,12 +42,16 @@ def train(
         overwrite: begin anew in a folder that holds a run.
         progress: show a bar.
         bridge: an untrained bridge built from this recipe, if there is one already.
+        cache: folder where the encoder's states of all texts are kept, so that each text is encoded once for all
+            epochs, seeds and fusions; None: every text is encoded whenever it is read.
+        cache_bytes: how large that folder may get; None: as large as it needs.
 
     Returns:
         The bridge at the selected step.
 
     Raises:
-        ConfigError: the folder holds another run, or there are no dev rows to select by.
+        ConfigError: the folder holds another run, there are no dev rows to select by, or states are to be kept of an
+            encoder that trains.
         DataError: rows that cannot be used.
     """
     folder = Path(folder)
@@ -55,21 +63,33 @@ def train(
             f"training.select is 'best', and task {task.name} has no dev rows in the training languages. "
             "Set task.dev_rows to set some training rows aside, or training.select=last."
         )
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    if recipe.training.shard_llm:
+        check_shardable(recipe.bridge, bridge)
+        bridge = build_sharded(recipe.bridge, seed=recipe.training.seed, device=processes.device)
     bridge = bridge or Bridge.build(recipe.bridge, seed=recipe.training.seed)
     bridge.trained_on = describe_training(task, rows, recipe)
-    record = describe_rows(bridge, rows, dev, recipe)
-    processes = PartialState(cpu=not torch.cuda.is_available())
+    if cache is not None:
+        bridge.features = open_store(bridge, Path(cache), recipe.training.feature_precision)
+    train_rows = TokenRows(rows.examples, bridge.processor, recipe.training)
+    dev_rows = TokenRows(dev.examples, bridge.processor, recipe.training) if dev.examples else None
+    record = describe_rows(bridge, rows, dev, train_rows, recipe)
     if processes.is_main_process:
         open_run(folder, recipe, overwrite=overwrite)
         _check_same_data(folder, record)
         write_json(folder / RECORD, {"status": "training", **record})
     processes.wait_for_everyone()
 
+    parts = [train_rows] if dev_rows is None else [train_rows, dev_rows]
+    if cache is not None and bridge.features is not None:
+        shown = progress and processes.is_local_main_process
+        keep_features(bridge.features, parts, max_bytes=cache_bytes, progress=shown)
+    passes = bridge.encoder.num_passes
     trainer = BridgeTrainer(
         bridge,
         training=recipe.training,
-        train=rows.examples,
-        dev=dev.examples,
+        train=train_rows,
+        dev=dev_rows,
         answers=task.answers,
         folder=folder,
         progress=progress,
@@ -81,7 +101,13 @@ def train(
     if trainer.args.should_save:
         save_bridge(bridge, folder / "checkpoint")
         seconds = round(time.monotonic() - started, 1)
-        finished = {"steps": trainer.state.global_step, "seconds": seconds, "resumed": begin is not None, **best}
+        finished = {
+            "steps": trainer.state.global_step,
+            "seconds": seconds,
+            "resumed": begin is not None,
+            "features": describe_features(bridge.features, parts, bridge.encoder.num_passes - passes),
+            **best,
+        }
         write_json(folder / RECORD, {"status": "finished", **record, **finished})
     return bridge
 
@@ -110,24 +136,15 @@ def describe_training(task: Task, rows: Split, recipe: Recipe) -> dict[str, Any]
     }
 
 
-def describe_rows(bridge: Bridge, rows: Split, dev: Split, recipe: Recipe) -> dict[str, Any]:
+def describe_rows(bridge: Bridge, rows: Split, dev: Split, tokens: TokenRows, recipe: Recipe) -> dict[str, Any]:
     """Return what the run record says of its rows; texts over the length limit are counted and said."""
-    limit = bridge.processor.source_limit(recipe.training.max_source_tokens)
-    lengths = bridge.count_source_tokens([example.text for example in rows.examples])
-    truncated = sum(length > limit for length in lengths)
-    answers = Counter(example.answer for example in rows.examples)
-    answer_limit = recipe.training.max_answer_tokens
-    lengths_of_answers = map(len, bridge.processor.answer_ids(list(answers)))
-    cut_answers = sum(
-        n for n, length in zip(answers.values(), lengths_of_answers, strict=True) if length > answer_limit
-    )
     for count, what, most in (
-        (truncated, "texts", f"{limit} encoder"),
-        (cut_answers, "answers", f"{answer_limit} LLM"),
+        (tokens.num_cut_texts, "texts", f"{tokens.source_limit} encoder"),
+        (tokens.num_cut_answers, "answers", f"{recipe.training.max_answer_tokens} LLM"),
     ):
         if count:
             log.warning(
-                "%d of %d training %s are longer than %s tokens and are cut there.", count, len(lengths), what, most
+                "%d of %d training %s are longer than %s tokens and are cut there.", count, len(tokens), what, most
             )
     return {
         "seed": recipe.training.seed,
@@ -138,9 +155,9 @@ def describe_rows(bridge: Bridge, rows: Split, dev: Split, recipe: Recipe) -> di
         "dev_rows": len(dev.examples),
         "dev_source": dev.source,
         "dev_sha256": dev.sha256,
-        "truncated_train_texts": truncated,
-        "truncated_train_answers": cut_answers,
-        "source_token_limit": limit,
+        "truncated_train_texts": tokens.num_cut_texts,
+        "truncated_train_answers": tokens.num_cut_answers,
+        "source_token_limit": tokens.source_limit,
         "trained_parameters": sum(p.numel() for p in bridge.trained_parameters().values()),
     }
 

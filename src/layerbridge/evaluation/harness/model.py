@@ -12,9 +12,9 @@ Shapes: B batch, N answers.
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import lm_eval.models  # noqa: F401  # first: lm_eval looks up its own models only while none is registered
 from lm_eval.api.instance import Instance
@@ -23,11 +23,15 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
+from layerbridge.config import EvaluationConfig
 from layerbridge.errors import ConfigError, DataError
+from layerbridge.evaluation.batches import in_batches
 from layerbridge.evaluation.harness.marks import Reading, read_context
 
 if TYPE_CHECKING:
     from layerbridge.model.bridge import Bridge
+
+Found = TypeVar("Found")
 
 GENERATION_OPTIONS = ("until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "num_beams")
 
@@ -46,7 +50,8 @@ class BridgeLM(LM):
 
     Args:
         pretrained: a loaded bridge, or what `load_bridge` takes: run folder, checkpoint folder or hub name.
-        batch_size: texts a forward pass.
+        batch_size: texts a forward pass, at most.
+        batch_tokens: encoder tokens a forward pass, padding included.
         max_source_tokens: encoder tokens a text; longer texts are cut, and counted in `truncated`.
         max_gen_toks: LLM tokens of a generated text, where the task does not say.
         device: by default the first GPU if there is one, else the CPU.
@@ -55,7 +60,7 @@ class BridgeLM(LM):
         trust_remote_code: let the base models run code of their own.
 
     Raises:
-        ConfigError: a batch size that is not a number.
+        ConfigError: a batch size or number of tokens that is not a number.
         CheckpointError: a checkpoint that cannot be loaded.
     """
 
@@ -63,7 +68,8 @@ class BridgeLM(LM):
         self,
         pretrained: "str | Path | Bridge",
         *,
-        batch_size: int | str = 32,
+        batch_size: int | str = 256,
+        batch_tokens: int | str = 4096,
         max_source_tokens: int = 512,
         max_gen_toks: int = 256,
         device: str | None = None,
@@ -72,8 +78,9 @@ class BridgeLM(LM):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise ConfigError(f"batch_size is {batch_size!r}; wanted a number of texts, 1 or more.")
+        for name, what, value in (("batch_size", "texts", batch_size), ("batch_tokens", "tokens", batch_tokens)):
+            if not str(value).isdecimal() or int(value) < 1:
+                raise ConfigError(f"{name} is {value!r}; wanted a number of {what}, 1 or more.")
         if isinstance(pretrained, str | Path):
             from layerbridge.model.checkpoint import load_bridge
 
@@ -82,6 +89,7 @@ class BridgeLM(LM):
             )
         self.bridge = pretrained
         self.batch_size = int(batch_size)
+        self.batch_tokens = int(batch_tokens)
         self.max_source_tokens = max_source_tokens
         self.max_gen_toks = max_gen_toks
         self.truncated: Counter[str | None] = Counter()
@@ -111,8 +119,14 @@ class BridgeLM(LM):
         results: dict[tuple[Context, str], tuple[float, bool]] = {}
         with tqdm(total=len(asked), desc="Scoring", disable=disable_tqdm) as bar:
             for (_, choices), contexts in alike.items():
-                for batch in self._batches(contexts):
-                    results |= self._score([contexts[index] for index in batch], choices)
+
+                def score(
+                    batch: list[int], contexts: list[Context] = contexts, choices: tuple[str, ...] = choices
+                ) -> dict[tuple[Context, str], tuple[float, bool]]:
+                    return self._score([contexts[index] for index in batch], choices)
+
+                for batch, found_here in self._in_batches(contexts, score):
+                    results |= found_here
                     bar.update(len(batch))
         for request, key in zip(requests, keys, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, results[key])
@@ -159,14 +173,17 @@ class BridgeLM(LM):
         texts: dict[int, str] = {}
         with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm) as bar:
             for (_, arguments), indices in alike.items():
-                for batch in self._batches([contexts[index] for index in indices]):
-                    members = [indices[number] for number in batch]
-                    sources, prompts = self._inputs([contexts[index] for index in members])
-                    written = self.bridge.generate(
-                        sources, prompts=prompts, max_source_tokens=self.max_source_tokens, **json.loads(arguments)
+                those = [contexts[index] for index in indices]
+
+                def write(batch: list[int], those: list[Context] = those, options: str = arguments) -> list[str]:
+                    sources, prompts = self._inputs([those[number] for number in batch])
+                    return self.bridge.generate(
+                        sources, prompts=prompts, max_source_tokens=self.max_source_tokens, **json.loads(options)
                     )
-                    texts |= dict(zip(members, written, strict=True))
-                    bar.update(len(members))
+
+                for batch, written in self._in_batches(those, write):
+                    texts |= dict(zip([indices[number] for number in batch], written, strict=True))
+                    bar.update(len(batch))
         for index, request in enumerate(requests):
             self.cache_hook.add_partial("generate_until", request.args, texts[index])
         return [texts[index] for index in range(len(requests))]
@@ -183,14 +200,20 @@ class BridgeLM(LM):
             "its LLM answers to what the encoder read. Give perplexity tasks to the LLM alone (lm_eval --model hf)."
         )
 
-    def _batches(self, contexts: Sequence[Context]) -> Iterator[list[int]]:
-        """Yield indices in batches of texts of like length, longest first: those of `layerbridge evaluate`."""
+    def _in_batches(
+        self, contexts: Sequence[Context], run: Callable[[list[int]], Found]
+    ) -> Iterator[tuple[list[int], Found]]:
+        """Yield batches of indices with what `run` makes of each: the batches of `layerbridge evaluate`."""
         lengths = self.bridge.count_source_tokens([context.reading.text for context in contexts])
         limit = self.bridge.source_limit(self.max_source_tokens)
         self.truncated.update(context.task for context, length in zip(contexts, lengths, strict=True) if length > limit)
-        order = sorted(range(len(contexts)), key=lambda index: -lengths[index])
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
+        config = EvaluationConfig(
+            batch_size=self.batch_size,
+            batch_tokens=self.batch_tokens,
+            max_source_tokens=self.max_source_tokens,
+            max_new_tokens=self.max_gen_toks,
+        )
+        yield from in_batches([min(length, limit) for length in lengths], config, run)
 
     def _inputs(self, batch: Sequence[Context]) -> tuple[list[str], list[str]]:
         own = self.bridge.processor.prompt.text

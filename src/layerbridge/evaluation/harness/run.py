@@ -35,6 +35,7 @@ def run_harness(
     languages: Sequence[str] | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
+    batch_tokens: int | None = None,
     include_path: str | None = None,
     include_defaults: bool = False,
     **load_options: Any,
@@ -50,7 +51,8 @@ def run_harness(
             run's own data for its own task, and the hub.
         languages: of our benchmarks asked for as a whole: these alone.
         limit: documents a task, the first ones.
-        batch_size: texts a forward pass; by default the recipe's.
+        batch_size: texts a forward pass, at most; by default the recipe's.
+        batch_tokens: encoder tokens a forward pass, padding included; by default the recipe's.
         include_path: folder with lm_eval task files of one's own.
         include_defaults: whether lm_eval's own tasks may be named; finding them takes it some seconds.
         load_options: of `load_bridge`: device, encoder, llm, trust_remote_code.
@@ -87,6 +89,7 @@ def run_harness(
     model = BridgeLM(
         bridge,
         batch_size=batch_size or config.batch_size,
+        batch_tokens=batch_tokens or config.batch_tokens,
         max_source_tokens=config.max_source_tokens,
         max_gen_toks=config.max_new_tokens,
     )

@@ -1,0 +1,55 @@
+"""A compiled LLM computes what it computes uncompiled, at any batch size and length."""
+
+import shutil
+
+import pytest
+import torch
+
+from layerbridge.config import BridgeConfig, TrainingConfig, build_config
+from layerbridge.errors import ConfigError
+from layerbridge.model.bridge import Bridge
+from layerbridge.training.compilation import check_compilable, compile_llm
+
+COMPILERS = ("c++", "g++", "clang++")
+TEXTS = ["the cat sat on the mat", "one", "Habari ya asubuhi, one two three", "neutral positive", "the mat " * 9]
+ANSWERS = ["positive", "no", "one two three four", "negative", "no"]
+
+
+@pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_llm_gives_the_same_losses_and_gradients_at_any_size(tiny_models):
+    data = {
+        "encoder": tiny_models["mt5"],
+        "llm": tiny_models["llama"],
+        "fusion": {"name": "transformer_softmax", "feedforward_width": 16, "dropout": 0.0},
+    }
+    bridge = Bridge.build(build_config(BridgeConfig, data, where="test"), seed=0)
+    bridge.train()
+
+    def learn(rows):
+        bridge.zero_grad()
+        loss = bridge.loss(bridge.processor([TEXTS[i] for i in rows], answers=[ANSWERS[i] for i in rows]))
+        loss.backward()
+        return loss.item(), {name: p.grad.clone() for name, p in bridge.trained_parameters().items()}
+
+    batches = ([0, 1], [2, 3, 4], [4], [0, 1, 2, 3, 4])
+    wanted = [learn(rows) for rows in batches]
+    scores = bridge.score(TEXTS, ["positive", "no"])
+    written = bridge.generate(TEXTS, max_new_tokens=3)
+    torch._dynamo.reset()
+    compile_llm(bridge.llm)
+    bridge.train()
+    for rows, (loss, gradients) in zip(batches, wanted, strict=True):
+        found, ours = learn(rows)
+        assert found == pytest.approx(loss, rel=1e-5)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-4)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0, "something was compiled"
+    torch.testing.assert_close(bridge.score(TEXTS, ["positive", "no"]), scores)
+    assert bridge.generate(TEXTS, max_new_tokens=3) == written
+
+
+@pytest.mark.parametrize("other", ["gradient_checkpointing", "shard_llm"])
+def test_options_never_tried_with_a_compiled_llm_are_refused(other):
+    with pytest.raises(ConfigError, match=rf"training\.torch_compile and training\.{other} are both on"):
+        check_compilable(TrainingConfig(**{"torch_compile": True, other: True}))
+    check_compilable(TrainingConfig(**{other: True}))
