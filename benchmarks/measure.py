@@ -97,6 +97,7 @@ def check(
     assert (at_least is None) != (at_most is None), "a check has one limit"
     if at_least is not None:
         return {"name": name, "wanted": f">= {at_least:g}", "seen": seen, "holds": seen >= at_least}
+    assert at_most is not None
     return {"name": name, "wanted": f"<= {at_most:g}", "seen": seen, "holds": seen <= at_most}
 
 

@@ -197,7 +197,8 @@ def config_sha256(config: BridgeConfig) -> str:
 def setup_sha256(recipe: Recipe) -> str:
     """Return a sha256 that recipes share which differ in nothing but the seed.
 
-    The run's name, evaluation, data paths, and what only moves memory and time about (`HOW_IT_RUNS`) are left out; of a file of one's own, and of `train_data`, the name counts, not the folder.
+    The run's name, evaluation, data paths, and what only moves memory and time about (`HOW_IT_RUNS`) are left out; of a
+    file of one's own, and of `train_data`, the name counts, not the folder.
     """
     data = recipe.model_dump(
         mode="json",

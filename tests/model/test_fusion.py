@@ -95,6 +95,19 @@ class TestEveryFusion:
         assert fused.dtype == torch.float32
         torch.testing.assert_close(fused, exact, rtol=1e-5, atol=1e-5)
 
+    def test_matrix_products_in_bfloat16_leave_the_mixing_in_float32(self, config):
+        layers, mask = states(dtype=torch.float32)
+        fusion = make(config, dtype=torch.float32)
+        exact = fusion(layers, mask)
+        fusion.matmul_dtype = torch.bfloat16
+        fused, weights = fusion(layers, mask)
+        assert fused.dtype == weights.dtype == torch.float32
+        torch.testing.assert_close(weights, exact.weights_BSL, rtol=0, atol=0.02)
+        if getattr(config, "normalize_layers", False):
+            layers = [layer * torch.rsqrt(layer.square().mean(-1, keepdim=True) + 1e-6) for layer in layers]
+        expected = (torch.stack(layers, 2) * weights[..., None]).sum(2)
+        torch.testing.assert_close(fused, expected, rtol=1e-5, atol=1e-5)
+
     def test_wrong_number_of_layers_is_refused_with_both_counts(self, config):
         layers, mask = states()
         with pytest.raises(ModelError, match=r"got 3 layers of width 6; .* 4 layers of width 6"):

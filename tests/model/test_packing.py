@@ -158,19 +158,19 @@ def test_a_layout_leads_from_packed_to_padded_and_back(lengths):
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 3])
-def test_packed_attention_has_the_gradients_of_rows_alone(window):
+def test_packed_attention_has_the_gradients_of_rows_alone(window, dtype):
     torch.manual_seed(0)
     lengths, layout = [6, 2, 4], Layout.of(torch.tensor([6, 2, 4]))
-    query, key, value = (torch.randn(1, heads, 12, 4, dtype=torch.float64) for heads in (4, 2, 2))
+    query, key, value = (torch.randn(1, heads, 12, 4, dtype=dtype) for heads in (4, 2, 2))
     for tensor in (query, key, value):
         tensor.requires_grad_(True)
-    upstream = torch.randn(1, 12, 4, 4, dtype=torch.float64)
+    upstream = torch.randn(1, 12, 4, 4, dtype=dtype)
     module = torch.nn.Module()
     attend(module, query, key, value, None, layout=layout, sliding_window=window)[0].backward(upstream)
-    found = [tensor.grad.clone() for tensor in (query, key, value)]
-    for tensor in (query, key, value):
-        tensor.grad = None
+    found = [tensor.grad.double() for tensor in (query, key, value)]
+    query, key, value = (tensor.detach().double().requires_grad_(True) for tensor in (query, key, value))
     parts = []
     for q, k, v in zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True):
         k, v = (states.repeat_interleave(2, dim=1) for states in (k, v))
@@ -178,6 +178,7 @@ def test_packed_attention_has_the_gradients_of_rows_alone(window):
         hidden = (age < 0) if window is None else (age < 0) | (age >= window)
         scores = (q @ k.transpose(-1, -2) / 2).masked_fill(hidden, float("-inf"))
         parts.append((scores.softmax(-1) @ v).transpose(1, 2))
-    torch.cat(parts, dim=1).backward(upstream)
+    torch.cat(parts, dim=1).backward(upstream.double())
+    tolerance = 1e-7 if dtype == torch.float64 else 0.05
     for gradient, tensor in zip(found, (query, key, value), strict=True):
-        torch.testing.assert_close(gradient, tensor.grad)
+        torch.testing.assert_close(gradient, tensor.grad, atol=tolerance, rtol=tolerance)

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from layerbridge.config import BridgeConfig, TrainingConfig, build_config
+from layerbridge.data.example import Example
 from layerbridge.errors import ConfigError
 from layerbridge.model.bridge import Bridge
 from layerbridge.training.compilation import check_compilable, compile_llm
+from layerbridge.training.token_rows import TokenRows
+from layerbridge.training.trainer import BridgeTrainer
 
 COMPILERS = ("c++", "g++", "clang++")
 TEXTS = ["the cat sat on the mat", "one", "Habari ya asubuhi, one two three", "neutral positive", "the mat " * 9]
@@ -53,3 +56,26 @@ def test_options_never_tried_with_a_compiled_llm_are_refused(other):
     with pytest.raises(ConfigError, match=rf"training\.torch_compile and training\.{other} are both on"):
         check_compilable(TrainingConfig(**{"torch_compile": True, other: True}))
     check_compilable(TrainingConfig(**{other: True}))
+
+
+def test_training_uses_the_compiled_pass_and_dev_looks_do_not(tiny_models, tmp_path, monkeypatch):
+    passes = []
+
+    def counted(function, dynamic):
+        assert dynamic
+
+        def called(*args, **kwargs):
+            passes.append(torch.is_grad_enabled())
+            return function(*args, **kwargs)
+
+        return called
+
+    monkeypatch.setattr("torch.compile", counted)
+    bridge = Bridge.build(BridgeConfig(encoder={"name": tiny_models["mt5"]}, llm={"name": tiny_models["llama"]}))
+    training = TrainingConfig(torch_compile=True, max_steps=3, batch_size=2, eval_every=1)
+    examples = [Example(id=text, language="en", text=text, answer="no") for text in TEXTS]
+    rows = TokenRows(examples, bridge.processor, training)
+    BridgeTrainer(
+        bridge, training=training, train=rows, dev=rows, answers=["no", "positive"], folder=tmp_path, progress=False
+    ).train()
+    assert passes == [True] * 3

@@ -23,7 +23,7 @@ from layerbridge.model.bases import Base, add_lora, default_device, load_encoder
 from layerbridge.model.encoder import FrozenEncoder
 from layerbridge.model.features import FeatureStore
 from layerbridge.model.fingerprint import tensors_fingerprint
-from layerbridge.model.fusion import Fused, build_fusion
+from layerbridge.model.fusion import Fused, build_fusion, matmuls_in
 from layerbridge.model.generation import GenerationMixin, check_length
 from layerbridge.model.lazy_states import LazyStates
 from layerbridge.model.packing import pack_rows, packed_logits, packs
@@ -56,6 +56,8 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
         embedding = cast(nn.Embedding, llm.get_input_embeddings())
         vocabulary, width = embedding.weight.shape
         self.fusion = build_fusion(config.fusion, layer_numbers=encoder.layer_numbers, width=encoder.width)
+        if encoder.model.dtype == torch.bfloat16:
+            self.fusion.matmul_dtype = torch.bfloat16
         needs_rms = config.projector.match_rms or config.boundary == "random"
         rms = embedding_rms(embedding, vocabulary, embedding.weight.device) if needs_rms else 1.0
         self.projector = build_projector(
@@ -188,8 +190,10 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
         In the LLM's dtype.
         """
         states = self.encode(inputs)
-        soft_ND = self.projector(self.fusion.mix(states).states_NE)
-        return soft_ND.to(self._embedding.weight.dtype), states
+        mixed_NE, dtype = self.fusion.mix(states).states_NE, self._embedding.weight.dtype
+        with matmuls_in(dtype if dtype == torch.bfloat16 else None, mixed_NE.device):
+            soft_ND = self.projector(mixed_NE)
+        return soft_ND.to(dtype), states
 
     def prefix_pieces(self, inputs: BridgeInputs) -> list[Piece]:
         """Return `bos | soft tokens | boundary | text prompt`, each with its mask."""

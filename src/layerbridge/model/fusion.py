@@ -15,6 +15,7 @@ plain and published temperature are two fusions with two names.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -56,6 +57,9 @@ class Fusion(nn.Module):
 
     mixes = True
     """Whether it draws on more than one layer."""
+    matmul_dtype: torch.dtype | None = None
+    """Of matrix products on one vector a token, such as bfloat16 for states that are no more exact than that; by
+    default the parameters' own. Scores, softmaxes, sums over layers and norms keep theirs."""
 
     def __init__(self, *, layer_numbers: Sequence[int], width: int, normalize_layers: bool = False) -> None:
         super().__init__()
@@ -242,11 +246,13 @@ class TransformerSoftmax(Fusion):
 
         mixed_NE = states.weighted_sum(layers_NL if scale_NL is None else layers_NL * scale_NL)
         mixed_NE = mixed_NE + layers_NL @ self.positions_LE + token_N1 * self.token_E
-        value_NE = F.linear(mixed_NE, self.value.weight) + attention.sum(-1, keepdim=True) * self.value.bias
-        x_NE = self.attention_norm(self.token_E + self._drop(self.attention_out(value_NE)))
-        hidden_NF = self._drop(torch.relu(self.feedforward_in(x_NE)))
-        x_NE = self.feedforward_norm(x_NE + self._drop(self.feedforward_out(hidden_NF)))
-        return torch.softmax(self.head(x_NE), dim=-1)
+        with matmuls_in(self.matmul_dtype, states.device):
+            value_NE = F.linear(mixed_NE, self.value.weight) + attention.sum(-1, keepdim=True) * self.value.bias
+            x_NE = self.attention_norm(self.token_E + self._drop(self.attention_out(value_NE)))
+            hidden_NF = self._drop(torch.relu(self.feedforward_in(x_NE)))
+            x_NE = self.feedforward_norm(x_NE + self._drop(self.feedforward_out(hidden_NF)))
+            logits_NL = self.head(x_NE)
+        return torch.softmax(logits_NL.to(dtype), dim=-1)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
@@ -263,6 +269,11 @@ class AttentionPool(Fusion):
         """Return the attention of the learned query over each token's layers."""
         scores_NL = states.scores(self.query_E / math.sqrt(self.width))
         return torch.softmax(scores_NL if scale_NL is None else scores_NL * scale_NL, dim=-1)
+
+
+def matmuls_in(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[None]:
+    """Run matrix products in `dtype` (as torch's autocast does, norms in float32); as they are, if it is None."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def _last_layer(config: cfg.LastLayer, layer_numbers: tuple[int, ...], width: int) -> Fusion:
