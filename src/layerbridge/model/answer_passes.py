@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+from layerbridge.model.last_layer import last_layer_at
 from layerbridge.model.processor import pad_right
 from layerbridge.model.splice import Spliced
 from layerbridge.model.trie import Trie, add_up, sight
@@ -39,13 +40,15 @@ class Read(NamedTuple):
 
 def read_prefix(reader: "PrefixReader", spliced: Spliced) -> Read:
     """Read what stands before the answers, and keep the cache."""
-    read = reader.llm(
-        inputs_embeds=spliced.embeds_BTD,
-        attention_mask=spliced.mask_BT.long(),
-        position_ids=spliced.position_ids_BT,
-        logits_to_keep=1,
-        use_cache=True,
-    )
+    length = spliced.mask_BT.shape[1]
+    with last_layer_at(reader.llm, torch.tensor([length - 1], device=reader.device), length):
+        read = reader.llm(
+            inputs_embeds=spliced.embeds_BTD,
+            attention_mask=spliced.mask_BT.long(),
+            position_ids=spliced.position_ids_BT,
+            logits_to_keep=1,
+            use_cache=True,
+        )
     return Read(read.logits, read.past_key_values)
 
 
@@ -55,13 +58,14 @@ def read_trie(reader: "PrefixReader", spliced: Spliced, trie: Trie, *, use_cache
     length = spliced.mask_BT.shape[1]
     # As places, not as a number from the end: those are copied together, and the head is one product, not one a row.
     places_K = torch.arange(length - 1, length + len(trie.tokens), device=reader.device)
-    read = reader.llm(
-        inputs_embeds=torch.cat([spliced.embeds_BTD, embeds_BMD], dim=1),
-        attention_mask=sight(trie, spliced.mask_BT, dtype=embeds_BMD.dtype, behind_cache=False),
-        position_ids=torch.cat([spliced.position_ids_BT, position_ids_BM], dim=1),
-        logits_to_keep=places_K,
-        use_cache=use_cache,
-    )
+    with last_layer_at(reader.llm, places_K, length + len(trie.tokens)):
+        read = reader.llm(
+            inputs_embeds=torch.cat([spliced.embeds_BTD, embeds_BMD], dim=1),
+            attention_mask=sight(trie, spliced.mask_BT, dtype=embeds_BMD.dtype, behind_cache=False),
+            position_ids=torch.cat([spliced.position_ids_BT, position_ids_BM], dim=1),
+            logits_to_keep=places_K,
+            use_cache=use_cache,
+        )
     return Read(read.logits, read.past_key_values)
 
 

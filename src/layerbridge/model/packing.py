@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface, PreTrainedModel
 
+from layerbridge.model.last_layer import last_layer_at
 from layerbridge.model.splice import IGNORED
 
 NAME = "layerbridge_packed"
@@ -125,7 +126,7 @@ def pack_rows(
 
 def packed_logits(llm: PreTrainedModel, embeds_TD: Tensor, layout: Layout, places: Tensor) -> Tensor:
     """Return an LLM's logits (len(places), V) at some places of packed rows."""
-    with packed_attention(llm):
+    with last_layer_at(llm, places, len(embeds_TD)), packed_attention(llm):
         logits: Tensor = llm(
             inputs_embeds=embeds_TD[None],
             attention_mask=_NO_MASK.to(embeds_TD.device),

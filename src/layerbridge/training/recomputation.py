@@ -24,7 +24,9 @@ def recompute_activations(llm: PreTrainedModel) -> None:
             f"training.gradient_checkpointing: the layers of a {llm.config.model_type} LLM cannot compute their "
             "activations again. Turn it off, and lower training.micro_batch_size to save memory."
         )
-    llm.activation_checkpointing_enable({"use_reentrant": False, "context_fn": recompute_context(llm)})
+    # By its older name in an older transformers.
+    enable = getattr(llm, "activation_checkpointing_enable", None) or llm.gradient_checkpointing_enable
+    enable({"use_reentrant": False, "context_fn": recompute_context(llm)})
 
 
 def mark_layers(llm: PreTrainedModel, training: bool) -> None:
