@@ -5,13 +5,15 @@
     python -m benchmarks --quick              # smallest sizes: shows that all of them run, measures nothing
     python -m benchmarks --write-docs         # put the results that are there into docs/performance.md
 
-Each runs in a process of its own, on as many threads as torch takes by itself. An example row of the table:
+Each runs in a process of its own, on as many threads as torch takes by itself. The exit status is 1 where one did not
+come to its end or a check does not hold, but for `--quick`, whose checks mean nothing. An example row of the table:
 
     | memory | last_layer: growth of the slope, 4 -> 16 layers | <= 1.05 | 1.000 | yes |
 """
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -102,7 +104,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="by default all")
     parser.add_argument("--quick", action="store_true", help="smallest sizes: shows that it runs, measures nothing")
-    parser.add_argument("--data", help="folder with xnli/dev-LANG.tsv; by default $LAYERBRIDGE_DATA")
+    parser.add_argument(
+        "--data",
+        default=os.environ.get("LAYERBRIDGE_DATA"),
+        help="folder with xnli/dev-LANG.tsv; by default $LAYERBRIDGE_DATA",
+    )
     parser.add_argument("--results", type=Path, help=f"where results go; by default {RESULTS.relative_to(HERE.parent)}")
     parser.add_argument("--write-docs", action="store_true", help="run nothing; write results into docs/performance.md")
     args = parser.parse_args()
@@ -114,7 +120,7 @@ def main() -> None:
         text = PERFORMANCE.read_text(encoding="utf-8")
         PERFORMANCE.write_text(with_results(text, folder), encoding="utf-8")
         return
-    options = [*(["--quick"] if args.quick else []), *(["--data", args.data] if args.data else [])]
+    options = [*(["--quick"] if args.quick else []), *(["--data", str(Path(args.data).resolve())] if args.data else [])]
     names = args.names or list(BENCHMARKS)
     failed = [name for name in names if not run(name, folder / f"{name}.json", options)]
     rows = list(verdicts(folder, [name for name in names if name not in failed]))
@@ -124,6 +130,9 @@ def main() -> None:
         print("\nSmallest sizes: all of it runs, and these figures mean nothing.")
     if failed:
         sys.exit(f"Did not come to their end: {', '.join(failed)}.")
+    missed = sum(row["holds"] != "yes" for row in rows)
+    if missed and not args.quick:
+        sys.exit(f"{missed} of {len(rows)} checks do not hold.")
 
 
 def _cell(value: Any) -> str:

@@ -159,9 +159,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512, help="of encoder and LLM")
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=2, help="at least 2: the second is what is looked at")
     parser.add_argument("--dtype", default="float32", help="of the frozen models")
     args = parser.parse_args()
+    if args.epochs < 2:
+        parser.error(f"--epochs {args.epochs}: at least 2, for the second is what is looked at")
     layers = 8
     if args.quick:
         args.width, args.rows, layers = 64, 16, 2

@@ -21,10 +21,28 @@ from transformers.utils.logging import disable_progress_bar
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the options that every measurement has; models load without bars from here on."""
+class _Parser(argparse.ArgumentParser):
+    reads_texts = True
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().parse_args(*args, **kwargs)
+        if self.reads_texts and found.data is None:
+            self.error("no texts to measure with: give --data FOLDER or set LAYERBRIDGE_DATA (see --help)")
+        if self.reads_texts and not (found.data / "xnli").is_dir():
+            self.error(f"--data {found.data}: there is no folder xnli with files dev-LANG.tsv in it")
+        return found
+
+
+def parser(doc: str | None, *, reads_texts: bool = True) -> argparse.ArgumentParser:
+    """Return a parser with the options that every measurement has; models load without bars from here on.
+
+    Args:
+        doc: what `--help` says.
+        reads_texts: no data folder is then an error.
+    """
     disable_progress_bar()
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.reads_texts = reads_texts
     made.add_argument("--out", type=Path, help="write the JSON here too")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--quick", action="store_true", help="smallest sizes: shows that it runs, measures nothing")
@@ -101,24 +119,36 @@ def check(
     return {"name": name, "wanted": f"<= {at_most:g}", "seen": seen, "holds": seen <= at_most}
 
 
-def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
+def machine(*, threads: int | None = None, device: torch.device = DEVICE) -> dict[str, Any]:
+    """Return what the figures were measured on.
+
+    Args:
+        threads: of each process that worked, where that was another; by default this one's.
+        device: where the work was done.
+    """
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if DEVICE.type == "cuda" else None,
+        "threads": threads or torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
     }
 
 
-def report(claim: str, found: Mapping[str, Any], arguments: argparse.Namespace) -> None:
-    """Print a measurement as JSON, and write it where `--out` says."""
+def report(
+    claim: str,
+    found: Mapping[str, Any],
+    arguments: argparse.Namespace,
+    *,
+    threads: int | None = None,
+    device: torch.device = DEVICE,
+) -> None:
+    """Print a measurement as JSON, and write it where `--out` says; `threads` and `device` as for `machine`."""
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     options = {key: value for key, value in shown.items() if key not in ("out", "data", "work")}
-    row = {"claim": claim, **found, "options": options, "machine": machine()}
+    row = {"claim": claim, **found, "options": options, "machine": machine(threads=threads, device=device)}
     text = json.dumps(row, indent=2)
     print(text)
     if arguments.out:

@@ -6,8 +6,9 @@ account, not a sample. For each contestant and L, bytes = fixed + slope x tokens
 is given in states a token and layer (a state is E numbers): 1.0 means that every layer's state of every token is held.
 
 States from the cache lie in files mapped into memory; the pages of these that were read are the system's to drop, and
-are not counted. In the other forms the encoder runs in the step; "states recomputed" is `Bridge.recompute_states`, and
-"gradient checkpointing" the training option of that name, which is about the LLM's activations.
+are not counted. In the other forms the encoder runs in the step. The training option `gradient_checkpointing` does two
+things, each measured alone here: "states recomputed" is its part about the encoder (`Bridge.recompute_states`), and
+"gradient checkpointing" its part about the LLM's activations, with the encoder's states from the cache.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --tokens 64 --rows 4 8 16 32

@@ -5,8 +5,9 @@ Shapes: B batch, L encoder layers, S source tokens, E encoder width, T LLM posit
 Texts are tokenised inside forward; the encoder's states of all layers are stacked twice; the Transformer Softmax is
 torch's own encoder layer; rows are put together and padded in a Python loop as `[bos | soft | boundary | answer eos]`;
 the LLM puts out logits at every position. It shares with layerbridge only the formulas: nothing of the package is
-imported here. Two things are kinder than what was published: rows are padded on the left with position ids, so that
-padding changes no result, and the last layer alone is not stacked.
+imported here. Three things are kinder than what was published: rows are padded on the left with position ids, so that
+padding changes no result; the last layer alone is not stacked; and AdamW is torch's fused one, as ours is, so that the
+optimizer is no difference.
 
 An example (parameters are torch's; the loss is that of `Bridge.loss` to rounding):
 
@@ -159,8 +160,10 @@ class PublishedPipeline(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return the published optimizer."""
-        return torch.optim.AdamW(self.trained_parameters(), lr=3e-5, betas=(0.8, 0.999), eps=1e-8, weight_decay=3e-7)
+        """Return the published optimizer, in torch's fused form."""
+        return torch.optim.AdamW(
+            self.trained_parameters(), lr=3e-5, betas=(0.8, 0.999), eps=1e-8, weight_decay=3e-7, fused=True
+        )
 
     def step(
         self,

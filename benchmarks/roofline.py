@@ -172,7 +172,7 @@ def contestants(*, width: int, rows: int, columns: int, num_answers: int, read: 
 
 
 def main() -> None:
-    parser = measure.parser(__doc__)
+    parser = measure.parser(__doc__, reads_texts=False)
     parser.add_argument("--width", type=int, default=512, help="E")
     parser.add_argument("--rows", type=int, default=8, help="texts of a batch")
     parser.add_argument("--tokens", type=int, default=50, help="of each text")

@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as benchmarks
-from benchmarks.measure import check, peak_memory, take_turns
+from benchmarks.measure import check, machine, parser, peak_memory, take_turns
 from benchmarks.memory import fit
+from benchmarks.pair import Row
 from benchmarks.published_pipeline import FUSION_NAMES, IGNORED, PublishedPipeline
-from benchmarks.training_step import BareWork
+from benchmarks.scoring import train
+from benchmarks.training_step import BareWork, compare_steps
 
 from layerbridge.config import BridgeConfig, TransformerSoftmax
 from layerbridge.model.bridge import Bridge
 
 ROOT = Path(__file__).parent.parent
 NAMES = [name for name in benchmarks.BENCHMARKS if (ROOT / "benchmarks" / f"{name}.py").is_file()]
-DEAR = {"two_processes", "work_size"}
-"""Those that start many processes; run where there is data to measure with."""
 TEXTS = ["the cat sat on the mat", "one", "Habari ya asubuhi, one two three", "neutral positive"]
 ANSWERS = ["positive", "negative", "neutral", "positive"]
 
@@ -51,8 +51,6 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_benchmark_runs_quickly_and_writes_its_checks(name, made_up_data, work, tmp_path):
-    if name in DEAR and "LAYERBRIDGE_DATA" not in os.environ:
-        pytest.skip("takes a while; LAYERBRIDGE_DATA names no folder of measuring data")
     out = tmp_path / f"{name}.json"
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(out)]
     done = subprocess.run(
@@ -149,6 +147,12 @@ def test_a_check_holds_at_its_limit_and_not_beyond():
     assert check("x", 1.06, at_most=1.05) == {"name": "x", "wanted": "<= 1.05", "seen": 1.06, "holds": False}
 
 
+def test_the_machine_has_the_threads_and_the_device_of_those_that_worked():
+    told = machine(threads=1, device=torch.device("cpu"))
+    assert (told["threads"], told["gpu"]) == (1, None)
+    assert machine()["threads"] == torch.get_num_threads()
+
+
 def test_a_straight_line_is_found():
     assert fit([1, 2, 3], [12, 14, 16]) == pytest.approx((2, 10, 1))
 
@@ -177,7 +181,7 @@ def test_a_result_is_written_into_its_block_and_nothing_else_changes(tmp_path):
 
 def test_one_command_runs_them_all_prints_the_verdicts_and_names_what_failed(monkeypatch, tmp_path, capsys):
     def run(name: str, out: Path, options: list[str]) -> bool:
-        assert options == ["--quick", "--data", "texts"]
+        assert options == ["--quick", "--data", str(Path("texts").resolve())]
         row = {"checks": [check("ratio", 2.0, at_least=1), check("memory", 3.0, at_most=2)], "machine": _MACHINE}
         out.write_text(json.dumps(row), encoding="utf-8")
         return name != "memory"
@@ -190,6 +194,54 @@ def test_one_command_runs_them_all_prints_the_verdicts_and_names_what_failed(mon
     assert "| fusion | ratio | >= 1 | 2.00 | yes |" in shown
     assert "| fusion | memory | <= 2 | 3.00 | **no** |" in shown
     assert "\n| memory |" not in shown
+
+
+def test_checks_that_do_not_hold_end_in_an_error_and_data_are_looked_for_where_the_command_was_given(
+    monkeypatch, tmp_path, capsys
+):
+    def run(name: str, out: Path, options: list[str]) -> bool:
+        assert options == ["--data", str(tmp_path / "texts")]
+        row = {"checks": [check("ratio", 2.0, at_least=1), check("memory", 3.0, at_most=2)], "machine": _MACHINE}
+        out.write_text(json.dumps(row), encoding="utf-8")
+        return True
+
+    monkeypatch.setattr(benchmarks, "run", run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "fusion", "--data", "texts", "--results", "."])
+    with pytest.raises(SystemExit, match="1 of 2 checks do not hold"):
+        benchmarks.main()
+    assert "| fusion | memory | <= 2 | 3.00 | **no** |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [([], "give --data FOLDER or set LAYERBRIDGE_DATA"), (["--data", "nowhere"], "nowhere: there is no folder xnli")],
+)
+def test_without_texts_a_measurement_says_how_to_name_them(options, said, monkeypatch, capsys):
+    monkeypatch.delenv("LAYERBRIDGE_DATA", raising=False)
+    with pytest.raises(SystemExit):
+        parser("a measurement").parse_args(options)
+    assert said in capsys.readouterr().err
+    assert parser("of no texts", reads_texts=False).parse_args(options).quick is False
+
+
+def test_a_batch_smaller_than_the_number_of_chunks_is_not_cut_into_empty_ones(tiny_models):
+    rows = [Row(text, answer) for text, answer in zip(TEXTS, ANSWERS, strict=True)]
+    models = (tiny_models["mt5"], tiny_models["llama"])
+    found = compare_steps(models, [rows[:2]], "last_layer", repetitions=1, seed=0)
+    assert "bare_in_2_chunks_ms" in found
+    assert "bare_in_4_chunks_ms" not in found
+
+
+def test_a_bridge_whose_texts_never_become_answers_is_not_measured(tiny_models, tmp_path):
+    bridge, _ = _twins("last_layer", tiny_models)
+    rows = [Row(text, answer) for text, answer in zip(TEXTS, ANSWERS, strict=True)]
+    kept = tmp_path / "bridge.safetensors"
+    with pytest.raises(SystemExit, match="After 1 steps the bridge's texts were not yet answers"):
+        train(bridge, rows, rows, kept, max_steps=1, learning_rate=1e-3)
+    assert not kept.exists()
+    train(bridge, rows, rows, kept, max_steps=1, learning_rate=1e-3, must_answer=False)
+    assert kept.exists()
 
 
 def test_an_unknown_benchmark_is_answered_with_the_known_ones(monkeypatch, capsys):

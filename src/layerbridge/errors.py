@@ -40,3 +40,13 @@ def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:
     guess = nearest(found, names)
     hint = f" Did you mean {guess!r}?" if guess else ""
     return f"Unknown {kind} {found!r}.{hint} Known: {', '.join(names)}."
+
+
+_ALLOCATORS_SAY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device's memory, or this machine's, does not suffice."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _ALLOCATORS_SAY)

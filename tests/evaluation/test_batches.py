@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerbridge.config import EvaluationConfig
-from layerbridge.errors import ConfigError
+from layerbridge.errors import ConfigError, is_out_of_memory
 from layerbridge.evaluation import batches
-from layerbridge.evaluation.batches import in_batches, is_out_of_memory
+from layerbridge.evaluation.batches import in_batches
 from layerbridge.evaluation.predict import predict
 from tests.evaluation.fakes import FakeBridge, FakeTask, make_split
 
@@ -98,6 +98,7 @@ def test_one_text_too_large_for_the_memory_says_what_to_lower():
             True,
         ),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 400 bytes."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (MemoryError(), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),

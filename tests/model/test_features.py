@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from layerbridge.config import BridgeConfig
 from layerbridge.errors import ConfigError, DataError
-from layerbridge.model import feature_plan, features
+from layerbridge.model import feature_plan, feature_room, features
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.features import FeatureStore
 from layerbridge.model.precision import PRECISIONS
+from layerbridge.model.lazy_states import LazyStates
 from layerbridge.model.states import LiveStates
 from tests import tiny
 
@@ -116,6 +117,36 @@ def test_of_a_batch_only_unknown_texts_go_through_the_encoder(tiny_models, tmp_p
         torch.testing.assert_close(layer_BSE, wanted_BSE, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("new", [[], ["quite new"], ["quite new", "newer than new"]])
+@pytest.mark.parametrize("fusion", ["last_layer", "layer_mean", "global_softmax"])
+def test_beside_a_store_the_encoder_still_holds_no_more_than_it_must(tiny_models, tmp_path, monkeypatch, fusion, new):
+    """One layer, and sums with weights known beforehand, are read layer by layer; in training if that is asked for."""
+    bridge = build(tiny_models, fusion=fusion)
+    inputs = bridge.processor([*new, *TEXTS[: 2 - len(new)]], answers=["yes", "no"])
+    wanted = bridge.loss(inputs).item()
+    bridge.features = store_of(bridge, tmp_path)
+    fill(bridge.features, bridge)
+    held = []
+    original = LazyStates.held.fget
+    monkeypatch.setattr(LazyStates, "held", property(lambda self: held.append(1) or original(self)))
+    bridge.recompute_states = True
+    before = bridge.encoder.num_passes
+    loss = bridge.loss(inputs)
+    loss.backward()
+    chunks = len(LazyStates(bridge.encoder, *read_live(bridge, new)).passes) if new else 0
+    assert bridge.encoder.num_passes - before == chunks * (2 if fusion == "global_softmax" else 1)
+    assert loss.item() == pytest.approx(wanted, abs=1e-5)
+    bridge.recompute_states = False
+    with torch.no_grad():
+        bridge.loss(inputs)
+    assert held == []
+
+
+def read_live(bridge, texts):
+    inputs = bridge.processor(texts)
+    return inputs.source_ids, inputs.source_mask
+
+
 def test_a_batch_of_unknown_texts_is_the_encoders_alone(tiny_models, tmp_path):
     bridge = build(tiny_models)
     store = store_of(bridge, tmp_path)
@@ -203,6 +234,66 @@ def test_the_cache_makes_room_by_dropping_what_was_used_longest_ago(tiny_models,
     plan = store.plan([bridge.processor.source_ids(wanted, 512)])
     assert store.make_room(plan, plan.num_bytes + paths[1].stat().st_size) > 0
     assert [path.exists() for path in paths] == [False, True]
+
+
+def test_making_room_touches_nothing_that_is_no_shard(tiny_models, tmp_path):
+    """Whatever folder is named as the cache: models, checkpoints, other files with a shard's name."""
+    bridge = build(tiny_models)
+    store = store_of(bridge, tmp_path)
+    old, wanted = ([f"{word} {text}" for text in TEXTS] for word in ("old", "wanted"))
+    fill(store, bridge, old)
+    (shard,) = store.folder.glob("*.safetensors")
+    ours = {"metadata": {"format": feature_room.FORMAT}}
+    foreign = {
+        "mt5-large/model.safetensors": {},
+        "checkpoint/bridge.safetensors": {"metadata": {"format": "layerbridge"}},
+        f"mt5-large/{shard.name}": ours,
+        f"{store.folder.name}/model.safetensors": ours,
+        f"{store.folder.name}/{'0' * 24}.safetensors": {},
+    }
+    for name, options in foreign.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_file({"weight": torch.zeros(1000)}, tmp_path / name, **options)
+    (store.folder / f"{'1' * 24}.safetensors").write_bytes(b"damaged")
+    plan = store.plan([bridge.processor.source_ids(wanted, 512)])
+    size = shard.stat().st_size
+    assert store.make_room(plan, plan.num_bytes + size) == 0, "what is not a shard does not count"
+    assert store.make_room(plan, 0) == size
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.safetensors")} == {
+        *foreign,
+        f"{store.folder.name}/{'1' * 24}.safetensors",
+    }
+
+
+def test_what_other_stores_need_too_is_counted_and_not_deleted(tiny_models, tmp_path):
+    bridge = build(tiny_models)
+    store, small = store_of(bridge, tmp_path), store_of(bridge, tmp_path, "int8")
+    plan, other = fill(store, bridge), fill(small, bridge)
+    beside = [(store, plan), (small, other)]
+    assert store.make_room(plan, plan.num_bytes, beside=beside) == 0
+    assert not small.missing(other) and list(small.folder.glob("*.safetensors"))
+    assert store.make_room(plan, plan.num_bytes) > 0
+
+
+def test_files_that_may_not_be_deleted_are_passed_over(tiny_models, tmp_path, monkeypatch):
+    bridge = build(tiny_models)
+    store = store_of(bridge, tmp_path)
+    for word in ("old", "older"):
+        fill(store, bridge, [f"{word} {text}" for text in TEXTS])
+    first, second = sorted(store.folder.glob("*.safetensors"))
+    os.utime(first, (1, 1))
+    original = type(first).unlink
+
+    def unlink(path, **options):
+        if path == first:
+            raise PermissionError(13, "Permission denied")
+        original(path, **options)
+
+    monkeypatch.setattr(type(first), "unlink", unlink)
+    plan = store.plan([bridge.processor.source_ids(["new"], 512)])
+    size = second.stat().st_size
+    assert store.make_room(plan, plan.num_bytes) == size
+    assert [first.exists(), second.exists()] == [True, False]
 
 
 def test_half_a_shard_of_a_killed_process_is_swept_away(tiny_models, tmp_path):
@@ -373,3 +464,62 @@ def test_a_cache_folder_that_cannot_be_made_is_said(tiny_models, tmp_path):
     store = store_of(bridge, tmp_path / "cache")
     with pytest.raises(DataError, match="Could not keep 23 texts' features in .*cache: .*name another cache folder"):
         fill(store, bridge)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_said(tiny_models, tmp_path, monkeypatch):
+    def denied(self, *_, **__):
+        raise PermissionError(13, "Permission denied", "x.lock")
+
+    bridge = build(tiny_models)
+    whole = store_of(bridge, tmp_path)
+    plan = fill(whole, bridge)
+    monkeypatch.setattr(features.FileLock, "acquire", denied)
+    store_of(bridge, tmp_path).fill(plan)  # all of it is there, and nothing is to be written
+    with pytest.raises(DataError, match=r"Could not keep 1 texts' features in .*Permission denied.*another cache"):
+        fill(store_of(bridge, tmp_path), bridge, ["new"])
+
+
+def test_shards_that_another_process_deletes_meanwhile_are_encoded_again(tiny_models, tmp_path, monkeypatch):
+    """Also between the moment a shard is seen and the moment it is opened."""
+    monkeypatch.setattr(feature_plan, "SHARD_BYTES", 10_000)
+    bridge = build(tiny_models)
+    plan = fill(store_of(bridge, tmp_path), bridge)
+    assert len(plan.shards) > 3
+    store = store_of(bridge, tmp_path)
+    original, deleted = features.safe_open, []
+
+    def gone(path, **options):
+        if not deleted:
+            deleted.append(path)
+            path.unlink()
+        return original(path, **options)
+
+    monkeypatch.setattr(features, "safe_open", gone)
+    texts = []
+    store.fill(plan, on_texts=texts.append)
+    assert sum(texts) == len(plan.shards[0].rows)
+    assert len(store) == plan.num_texts
+    for path in store.folder.glob("*.safetensors"):
+        path.unlink()
+    assert store.missing(plan) == [], "what is open needs no file"
+    inputs = bridge.processor(TEXTS)
+    assert store.states(inputs.source_ids, inputs.source_mask, never).layer(0).isfinite().all()
+
+
+def test_what_is_encoded_is_open_at_once_so_that_two_who_delete_each_others_shards_come_to_an_end(
+    tiny_models, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(feature_plan, "SHARD_BYTES", 10_000)
+    bridge = build(tiny_models)
+    store = store_of(bridge, tmp_path)
+    original = FeatureStore.encode
+
+    def encode(self, shard, **options):
+        for path in self.folder.glob("*.safetensors"):
+            path.unlink()  # another process makes room
+        original(self, shard, **options)
+
+    monkeypatch.setattr(FeatureStore, "encode", encode)
+    plan = fill(store, bridge)
+    assert len(plan.shards) > 3
+    assert len(store) == plan.num_texts

@@ -1,5 +1,8 @@
 """The last layer at wanted positions alone: the same logits and gradients, and fewer positions computed."""
 
+import contextlib
+import threading
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -66,13 +69,14 @@ def test_training_and_scoring_use_it(tiny_models):
     assert sum(read[1:]) == len(TEXTS) * nodes
 
 
-def test_adapters_in_the_last_layer_train_alike(tiny_models):
+def test_adapters_in_the_last_layer_train_alike(tiny_models, monkeypatch):
     pytest.importorskip("peft")
     options = {"lora": LoraConfig(rank=2, target_modules=("q_proj", "gate_proj"))}
     bridge = make(tiny_models, llm_options=options)
     inputs = bridge.processor(TEXTS, answers=["positive", "no", "one", "two"])
     gradients = []
-    for form in ("_packed_logits", "_padded_logits"):  # the padded form computes all of the last layer
+    monkeypatch.setattr("layerbridge.model.bridge.last_layer_at", lambda *args: contextlib.nullcontext())
+    for form in ("_packed_logits", "_padded_logits"):  # the padded form now computes all of the last layer
         bridge.zero_grad(set_to_none=True)
         logits_AV, targets_A = getattr(bridge, form)(inputs, inputs.labels)
         torch.nn.functional.cross_entropy(logits_AV, targets_A).backward()
@@ -95,3 +99,15 @@ def test_a_part_that_does_not_act_by_position_is_found_out(tiny_models, monkeypa
     llm = load(tiny_models, "llama")
     monkeypatch.setattr("layerbridge.model.last_layer.BY_POSITION", ("mlp", "k_proj"))
     assert not trims(llm)
+
+
+def test_another_thread_generating_with_the_same_llm_is_left_alone(tiny_models):
+    llm = load(tiny_models, "llama")
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        wanted, found = llm(ids).logits, []
+    with last_layer_at(llm, PLACES, 9):
+        other = threading.Thread(target=lambda: found.append(llm(ids).logits.detach()))
+        other.start()
+        other.join()
+    assert torch.equal(found[0], wanted)

@@ -1,12 +1,13 @@
 """States that are read when they are asked for, against the layers as the encoder hands them over padded."""
 
+import threading
 import weakref
 
 import pytest
 import torch
 
 from layerbridge.config import EncoderConfig
-from layerbridge.model import lazy_states
+from layerbridge.model import found_out, lazy_states
 from layerbridge.model.bases import load_encoder_base
 from layerbridge.model.encoder import FrozenEncoder
 from layerbridge.model.lazy_states import LazyStates
@@ -40,7 +41,7 @@ def test_streamed_layers_are_the_layers(read):
     encoder, ids, mask = read
     found = {}
     encoder.stream(ids, mask, found.__setitem__)
-    assert encoder._streams  # read off the blocks, for every architecture here
+    assert set(found_out._FOUND[encoder.model].values()) == {True}  # read off the blocks, for every architecture here
     for place, layer in enumerate(encoder(ids, mask)):
         assert torch.equal(found[place], layer)
 
@@ -57,10 +58,9 @@ def test_chosen_layers_are_streamed_by_their_place(tiny_models, layers):
 
 def test_an_architecture_that_cannot_be_streamed_hands_its_layers_over_at_the_end(tiny_models, monkeypatch):
     encoder, ids, mask = encoder_and_batch(tiny_models["mt5"])
-    monkeypatch.setattr(encoder, "_blocks", torch.nn.ModuleList)
+    monkeypatch.setattr("layerbridge.model.encoder.stack_of", lambda model, count: torch.nn.ModuleList())
     found = {}
     encoder.stream(ids, mask, found.__setitem__)
-    assert not encoder._streams
     assert encoder.num_passes == 1
     for place, layer in enumerate(encoder(ids, mask)):
         assert torch.equal(found[place], layer)
@@ -127,3 +127,47 @@ def test_a_sum_holds_one_layer_at_a_time(tiny_models, monkeypatch):
         states.layer_sum(torch.ones(3))
     assert len(most) == 3 * len(states.passes)
     assert max(most) <= 1  # the layer before, which the next block still reads
+
+
+def test_another_thread_reading_with_the_same_encoder_adds_nothing_to_a_sum(tiny_models):
+    encoder, ids, mask = encoder_and_batch(tiny_models["mt5"])
+    states, weights_L = LazyStates(encoder, ids, mask), torch.tensor([0.5, 0.3, 0.2])
+    wanted = states.layer_sum(weights_L)
+    read = states.read
+
+    def interrupted(one, on_layer):
+        def between(place, states_nE):
+            on_layer(place, states_nE)
+            if place == 0:  # the hooks are there, and another thread comes
+                other = threading.Thread(target=encoder, args=(one.ids_bs, one.mask_bs))
+                other.start()
+                other.join()
+
+        read(one, between)
+
+    states.read = interrupted
+    assert torch.equal(states.layer_sum(weights_L), wanted)
+
+
+def test_an_encoder_that_trains_is_read_layer_by_layer_where_no_gradient_is_wanted(tiny_models):
+    encoder, ids, mask = encoder_and_batch(tiny_models["xlmr"])
+    encoder.unfreeze_biases()
+    states = LazyStates(encoder, ids, mask)
+    with torch.no_grad():
+        states.layer_sum(torch.ones(3))
+    assert states._held is None
+    assert states.layer(0).requires_grad
+
+
+def test_gradients_of_a_training_encoder_are_those_of_one_padded_batch(tiny_models):
+    encoder, ids, mask = encoder_and_batch(tiny_models["xlmr"])
+    encoder.unfreeze_biases()
+    direction = torch.randn(encoder.width)
+    gradients = []
+    for states in (LazyStates(encoder, ids, mask), padded(encoder, ids, mask)):
+        encoder.zero_grad()
+        weights_NL = torch.softmax(states.scores(direction), dim=-1)
+        states.weighted_sum(weights_NL).square().sum().backward()
+        gradients.append([p.grad.clone() for p in encoder.parameters() if p.requires_grad and p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    close(gradients[0], gradients[1])

@@ -1,5 +1,7 @@
 """Packed rows against padded batches and against rows alone, on every tiny LLM."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from layerbridge.config import PromptConfig
+from layerbridge.errors import DataError
 from layerbridge.model import packing
+from layerbridge.model.last_layer import trims
 from layerbridge.model.packing import Layout, attend, pack_rows, packed_logits, packs
 from layerbridge.model.splice import IGNORED
 from tests import tiny
@@ -23,6 +27,35 @@ def test_llms_that_attend_through_sdpa_are_packed_and_others_padded(tiny_models,
     before = llm.config._attn_implementation
     assert packs(llm) is PACKABLE[kind]
     assert llm.config._attn_implementation == before
+
+
+def test_a_row_without_an_answer_changes_nothing_for_the_others(tiny_models):
+    bridge = make(tiny_models)
+    whole = bridge.processor(TEXTS, answers=["positive", "no", "one", "two"])
+    some = whole.labels.clone()
+    some[1:3] = IGNORED
+    packed, _ = bridge._packed_logits(whole, some)
+    padded, _ = bridge._padded_logits(whole, some)
+    torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
+    with pytest.raises(DataError, match="No row of this batch has an answer"):
+        bridge.loss(dataclasses.replace(whole, labels=torch.full_like(some, IGNORED)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_packing_and_trimming_are_found_out_in_every_dtype_and_attention(tiny_models, dtype):
+    llm = AutoModelForCausalLM.from_pretrained(tiny_models["llama"], dtype=dtype).eval()
+    with torch.inference_mode():  # evaluated first, trained later
+        assert packs(llm)
+        assert trims(llm)
+    llm.set_attn_implementation("eager")
+    assert not packs(llm)
+
+
+def test_a_window_that_only_the_mask_knows_is_not_packed(tiny_models, monkeypatch):
+    llm = AutoModelForCausalLM.from_pretrained(tiny_models["gemma3"]).eval()
+    for layer in llm.model.layers:
+        layer.self_attn.sliding_window = None  # its masks still have one
+    assert not packs(llm)
 
 
 @pytest.mark.parametrize("prompt", ["", "two three"])
@@ -79,6 +112,8 @@ def test_attention_with_a_cap_or_without_a_layout_is_refused():
     layout = Layout.of(torch.tensor([3, 2]))
     with pytest.raises(NotImplementedError, match="softcap"):
         attend(torch.nn.Module(), states, states, states, None, layout=layout, softcap=30.0)
+    with pytest.raises(NotImplementedError, match="a_thing_to_come"):
+        attend(torch.nn.Module(), states, states, states, None, layout=layout, a_thing_to_come=1)
     with pytest.raises(NotImplementedError, match="no layout"):
         attend(torch.nn.Module(), states, states, states, None)
 
@@ -97,15 +132,20 @@ def test_an_llm_is_left_as_it_was_when_packing_fails(tiny_models, monkeypatch):
 def test_out_of_memory_while_finding_out_is_not_taken_for_an_answer(tiny_models, monkeypatch):
     llm = AutoModelForCausalLM.from_pretrained(tiny_models["llama"]).eval()
 
-    def fail(*args, **kwargs):
-        raise torch.OutOfMemoryError("full")
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")):
 
-    monkeypatch.setattr(packing, "packed_logits", fail)
-    with pytest.raises(torch.OutOfMemoryError):
-        packs(llm)
+        def fail(*args, error=error, **kwargs):
+            raise error
+
+        monkeypatch.setattr(packing, "packed_logits", fail)
+        with pytest.raises(RuntimeError, match="memory"):
+            packs(llm)
+    monkeypatch.undo()
+    assert packs(llm)
 
 
-masks = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=5)
+masks = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=5)
+"""Source, prompt and answer tokens of each row; answers may be missing."""
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,7 +153,7 @@ masks = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3), st.integers(1, 
 def test_packed_rows_are_the_rows_one_after_another(lengths, bos_id):
     def batch(column, value):
         """Rows of different ids, filled up with `value`."""
-        longest = max(row[column] for row in lengths)
+        longest = max(1, *(row[column] for row in lengths))
         ids = torch.full((len(lengths), longest), value)
         for row, sizes in enumerate(lengths):
             ids[row, : sizes[column]] = 100 * (row + 1) + 10 * column + torch.arange(sizes[column])
@@ -126,7 +166,7 @@ def test_packed_rows_are_the_rows_one_after_another(lengths, bos_id):
     for row, (_, num_prompt, num_answer) in enumerate(lengths):
         bos = [] if bos_id is None else [bos_id]
         read = [*bos, *([soft] * lengths[row][0]), boundary, *prompt[row, :num_prompt].tolist()]
-        wanted.append([*read, *labels[row, : num_answer - 1].tolist()])
+        wanted.append([*read, *labels[row, : max(0, num_answer - 1)].tolist()])
     flat = [value for row in wanted for value in row]
 
     found = rows.ids_T.clone()

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from layerbridge.config import PromptConfig
 from layerbridge.errors import ConfigError, DataError
-from layerbridge.model import answer_passes, chunks, scoring
+from layerbridge.model import answer_passes, chunks, found_out, scoring
 from layerbridge.model import trie as trie_module
 from layerbridge.model.generation import _generate, generation_options
 from layerbridge.model.splice import splice
@@ -36,20 +36,22 @@ def counted(monkeypatch):
         passes = {"encoder": [], "llm": []}
 
         def note(model, kind):
-            run = model.forward
-
-            def noting(*args, **kwargs):
+            def noting(module, args, kwargs):
                 given = kwargs.get("inputs_embeds", args[0] if args else None)
                 passes[kind].append(Pass(*given.shape[:2], bool(kwargs.get("use_cache"))))
-                return run(*args, **kwargs)
 
-            monkeypatch.setattr(model, "forward", noting)
+            model.register_forward_pre_hook(noting, with_kwargs=True)
 
         note(bridge.encoder, "encoder")
         note(bridge.llm, "llm")
         return passes
 
     return count
+
+
+def known_to_take_tries(bridge):
+    """Return what was found out about a bridge's LLM."""
+    return next(found for (what, *_), found in found_out._FOUND[bridge.llm].items() if what == "tries")
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ MANY = ["yes", "yes no", "yes no no", "no", "no yes", "maybe not", "maybe", "yes
 def test_answers_side_by_side_score_as_each_after_its_own_prefix(tiny_models, monkeypatch, llm):
     bridge = make(tiny_models, llm=llm, prompt=PromptConfig(text="two three"))
     together = bridge.score(TEXTS, MANY)
-    assert answer_passes._TAKES_TRIES[bridge.llm]
+    assert known_to_take_tries(bridge)
     monkeypatch.setattr(answer_passes, "takes_tries", lambda *_: False)
     torch.testing.assert_close(together, bridge.score(TEXTS, MANY), atol=1e-4, rtol=1e-4)
     for column, answer in enumerate(MANY):
@@ -113,13 +115,13 @@ def test_an_llm_that_takes_no_trie_is_found_out_and_reads_copies(tiny_models, mo
         return found._replace(logits_BKV=found.logits_BKV.flip(1))
 
     for broken in (wrong, lambda *_, **__: (_ for _ in ()).throw(ValueError("a 4D mask"))):
-        monkeypatch.setattr(answer_passes, "_TAKES_TRIES", {})
+        found_out._FOUND.pop(bridge.llm, None)
         monkeypatch.setattr(answer_passes, form, broken)
         torch.testing.assert_close(bridge.score(TEXTS, MANY), wanted, atol=1e-4, rtol=1e-4)
         found, written = bridge.answer(TEXTS, MANY, max_new_tokens=6)
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
         assert written == texts
-        assert list(answer_passes._TAKES_TRIES.values()) == [False]
+        assert not known_to_take_tries(bridge)
 
 
 def test_beyond_a_sliding_window_answers_read_copies(tiny_models, monkeypatch):
@@ -278,7 +280,7 @@ def test_texts_that_grow_beyond_a_sliding_window_are_those_of_generate(tiny_mode
     rows = [[*row[: 1 + 2 * number], 1] for number, row in enumerate(ids_BA[:2])]
     texts = bridge.generate(TEXTS, max_new_tokens=40)
     _, written = ask_tokens(bridge, rows, max_new_tokens=40)
-    assert answer_passes._TAKES_TRIES[bridge.llm]
+    assert known_to_take_tries(bridge)
     assert written == texts
 
 
@@ -345,3 +347,28 @@ def test_what_cannot_be_answered_is_refused(tiny_models):
         bridge.answer(TEXTS, ANSWERS, max_new_tokens=0)
     with pytest.raises(DataError, match="takes 128"):
         bridge.answer(TEXTS, ANSWERS, max_new_tokens=500)
+
+
+def test_fewer_texts_at_once_come_before_parts_of_the_answers(tiny_models, counted, together, monkeypatch):
+    """A vocabulary of 256k words and a large batch still take one pass a text, without a cache."""
+    bridge = make(tiny_models)
+    scores, texts = bridge.answer(TEXTS, ANSWERS, max_new_tokens=6)
+    nodes = len(build_trie(bridge.processor.answer_ids(ANSWERS)).tokens)
+    monkeypatch.setattr(scoring, "MAX_SCORED_LOGITS", (nodes + 1) * tiny.VOCABULARY)
+    passes = counted(bridge)
+    torch.testing.assert_close(bridge.score(TEXTS, ANSWERS), scores, atol=1e-4, rtol=1e-4)
+    assert [one.rows for one in passes["llm"]] == [1] * len(TEXTS)
+    assert not any(one.cached for one in passes["llm"])
+    again, written = bridge.answer(TEXTS, ANSWERS, max_new_tokens=6)
+    torch.testing.assert_close(again, scores, atol=1e-4, rtol=1e-4)
+    assert written == texts
+
+
+def test_a_text_is_scored_while_another_is_streamed(tiny_models):
+    bridge = make(tiny_models)
+    wanted, whole = bridge.score(TEXTS, ANSWERS), bridge.generate([TEXTS[0]], max_new_tokens=8)[0]
+    pieces = []
+    for piece in bridge.stream(TEXTS[0], max_new_tokens=8):
+        pieces.append(piece)
+        torch.testing.assert_close(bridge.score(TEXTS, ANSWERS), wanted)
+    assert "".join(pieces) == whole

@@ -22,15 +22,20 @@ from tests.studies.grid import LANGUAGES, outcome, write_study
 
 @pytest.fixture
 def encoder_passes(monkeypatch):
-    """Count every forward pass of every encoder in this process."""
+    """Count every pass of every encoder in this process, held or read layer by layer."""
     counted = []
-    original = FrozenEncoder.forward
 
-    def forward(self, *args):
-        counted.append(1)
-        return original(self, *args)
+    def count(name):
+        original = getattr(FrozenEncoder, name)
 
-    monkeypatch.setattr(FrozenEncoder, "forward", forward)
+        def counting(self, *args):
+            counted.append(1)
+            return original(self, *args)
+
+        monkeypatch.setattr(FrozenEncoder, name, counting)
+
+    count("forward")
+    count("_stream")
     return counted
 
 

@@ -47,15 +47,20 @@ def losses(run):
 
 @pytest.fixture
 def encoder_passes(monkeypatch):
-    """Count every forward pass of every encoder in this process."""
+    """Count every pass of every encoder in this process, held or read layer by layer, by its texts."""
     counted = []
-    original = FrozenEncoder.forward
 
-    def forward(self, *args):
-        counted.append(len(args[0]))
-        return original(self, *args)
+    def count(name):
+        original = getattr(FrozenEncoder, name)
 
-    monkeypatch.setattr(FrozenEncoder, "forward", forward)
+        def counting(self, *args):
+            counted.append(len(args[0]))
+            return original(self, *args)
+
+        monkeypatch.setattr(FrozenEncoder, name, counting)
+
+    count("forward")
+    count("_stream")
     return counted
 
 

@@ -21,7 +21,9 @@ def train(
         Path | None,
         typer.Option(help="Where encoder features are kept, for all epochs and other runs.", show_default="none kept"),
     ] = None,
-    cache_limit: Annotated[float, typer.Option(min=0, help="Largest size of that folder, in GB.")] = 20.0,
+    cache_limit: Annotated[
+        float | None, typer.Option(min=0, help="Largest size of that folder, in GB.", show_default="20")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train a bridge by a recipe. A run that was cut off goes on from its last checkpoint.
@@ -29,12 +31,18 @@ def train(
     Example: `layerbridge train recipes/sib200.yaml -s fusion=global_softmax -s training.seed=1`
     """
     from layerbridge.config import load_recipe
+    from layerbridge.errors import ConfigError
 
+    if cache is None and cache_limit is not None:
+        raise ConfigError(
+            "--cache-limit is the largest size of a folder of encoder features, and none is kept. Add --cache DIR, or "
+            "leave out --cache-limit."
+        )
     loaded = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / loaded.name
     from layerbridge.training.train import train as run
 
-    limit = int(cache_limit * 1e9)
+    limit = int((20 if cache_limit is None else cache_limit) * 1e9)
     run(loaded, folder, overwrite=overwrite, progress=not quiet, cache=cache, cache_bytes=limit)
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, if it did
         typer.echo(f"Run written to {folder}. Evaluate it: layerbridge evaluate {folder}")

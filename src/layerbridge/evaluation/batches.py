@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from layerbridge.config import EvaluationConfig
-from layerbridge.errors import ConfigError
+from layerbridge.errors import ConfigError, is_out_of_memory
 
 Found = TypeVar("Found")
-
-_ALLOCATORS_SAY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def in_batches(
@@ -80,15 +78,6 @@ def next_batch(
     """
     longest = max(1, lengths[order[start]])
     return list(order[start : start + max(1, min(batch_size, batch_tokens // longest))])
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a device's memory, or this machine's, does not suffice."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATORS_SAY)
 
 
 def _empty_cache() -> None:

@@ -5,17 +5,18 @@ copies (B x N), T LLM positions, A answer tokens, D LLM width, V LLM vocabulary.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+from layerbridge.errors import is_out_of_memory
+from layerbridge.model.found_out import found_out
 from layerbridge.model.last_layer import last_layer_at
 from layerbridge.model.processor import pad_right
-from layerbridge.model.splice import Spliced
-from layerbridge.model.trie import Trie, add_up, sight
+from layerbridge.model.splice import Spliced, positions
+from layerbridge.model.trie import Trie, add_up, build_trie, sight
 
 if TYPE_CHECKING:
     from layerbridge.model.scoring import PrefixReader
@@ -101,7 +102,9 @@ def cut_back(reader: "PrefixReader", spliced: Spliced, cache: Any, num_nodes: in
         return None
     try:
         cache.crop(-num_nodes)
-    except (AttributeError, NotImplementedError, RuntimeError, ValueError):  # a kind of cache that only grows
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:  # a kind of cache that only grows
+        if is_out_of_memory(error):
+            raise
         return None
     return cache
 
@@ -142,38 +145,32 @@ def score_copies(reader: "PrefixReader", spliced: Spliced, prefix: Read, part: A
 # -------------------------------------------------------------------------------------------------------------------
 # Which LLMs read tries
 
-_TAKES_TRIES: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-
 
 def takes_tries(reader: "PrefixReader", spliced: Spliced, part: AnswerSet) -> bool:
-    """Return whether the LLM reads a trie as it reads copies: found out once, on two texts."""
-    window, positions = _window(reader.llm), reader.llm.config.get_text_config()
+    """Return whether the LLM reads a trie as it reads copies: found out once, on answers of its own."""
+    window, config = _window(reader.llm), reader.llm.config.get_text_config()
     longest = spliced.mask_BT.shape[1] + sum(map(len, part.rows))
-    if (window is not None and longest > window) or longest > getattr(positions, "max_position_embeddings", longest):
+    if (window is not None and longest > window) or longest > getattr(config, "max_position_embeddings", longest):
         return False
-    if reader.llm not in _TAKES_TRIES:
-        _TAKES_TRIES[reader.llm] = _try_out(reader, spliced, part)
-    return _TAKES_TRIES[reader.llm]
+    return found_out("tries", reader.llm, lambda: _try_out(reader, spliced))
 
 
-def _try_out(reader: "PrefixReader", spliced: Spliced, part: AnswerSet) -> bool:
-    last = spliced.mask_BT.shape[0] - 1
-    two = torch.tensor(sorted({0, last}), device=reader.device)  # often the longest and the shortest
-    some = Spliced(*(tensor[two] for tensor in spliced))
+def _try_out(reader: "PrefixReader", spliced: Spliced) -> bool:
+    """Read answers that part ways after two texts, one of them behind a pad, in all forms."""
+    two = torch.tensor([0, spliced.mask_BT.shape[0] - 1], device=reader.device)
+    embeds_BTD, mask_BT = spliced.embeds_BTD[two], spliced.mask_BT[two]
+    if mask_BT.shape[1] > 1:
+        mask_BT[1, 0], embeds_BTD[1, 0] = False, 0.0
+    some = Spliced(embeds_BTD, mask_BT, positions(mask_BT), spliced.labels_BT[two])
+    rows = [[3, 4, 5], [3, 6, 5], [4, 5]]
+    part = AnswerSet(rows, build_trie(rows))
     wanted_BN = score_copies(reader, some, read_prefix(reader, some), part)
+    forms = (
+        add_up(part.trie, read_trie(reader, some, part.trie).logits_BKV),
+        score_trie(reader, some, read_prefix(reader, some), part),
+    )
     tolerance = 1e-3 if reader.llm.dtype == torch.float32 else 0.02
-    try:
-        for found_BN in (
-            add_up(part.trie, read_trie(reader, some, part.trie).logits_BKV),
-            score_trie(reader, some, read_prefix(reader, some), part),
-        ):
-            if not torch.allclose(found_BN, wanted_BN, atol=tolerance, rtol=tolerance):
-                return False
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, ValueError):  # an attention that wants another kind of mask
-        return False
-    return True
+    return all(torch.allclose(found_BN, wanted_BN, atol=tolerance, rtol=tolerance) for found_BN in forms)
 
 
 def _window(llm: PreTrainedModel) -> int | None:

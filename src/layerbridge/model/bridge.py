@@ -25,6 +25,7 @@ from layerbridge.model.features import FeatureStore
 from layerbridge.model.fingerprint import tensors_fingerprint
 from layerbridge.model.fusion import Fused, build_fusion, matmuls_in
 from layerbridge.model.generation import GenerationMixin, check_length
+from layerbridge.model.last_layer import last_layer_at
 from layerbridge.model.lazy_states import LazyStates
 from layerbridge.model.packing import pack_rows, packed_logits, packs
 from layerbridge.model.processor import BridgeInputs, BridgeProcessor
@@ -173,11 +174,13 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
 
     def encode(self, inputs: BridgeInputs) -> States:
         """Return the encoder's states of a batch, from the feature store where it has them."""
+
+        def read(source_ids_BS: Tensor, source_mask_BS: Tensor) -> States:
+            return LazyStates(self.encoder, source_ids_BS, source_mask_BS, recompute=self.recompute_states)
+
         if self.features is None:
-            return LazyStates(self.encoder, inputs.source_ids, inputs.source_mask, recompute=self.recompute_states)
-        return self.features.states(
-            inputs.source_ids, inputs.source_mask, lambda ids, mask: LazyStates(self.encoder, ids, mask).held
-        )
+            return read(inputs.source_ids, inputs.source_mask)
+        return self.features.states(inputs.source_ids, inputs.source_mask, read)
 
     def fuse(self, inputs: BridgeInputs) -> Fused:
         """Return the fused encoder states (B, S, E) and each token's layer weights (B, S, L)."""
@@ -230,6 +233,8 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
             raise DataError("This batch has no answers to learn from; give the processor `answers`.")
         labels_BA = inputs.labels
         logits_AV, targets_A = (self._packed_logits if packs(self.llm) else self._padded_logits)(inputs, labels_BA)
+        if not len(targets_A):
+            raise DataError("No row of this batch has an answer token to learn from; give it at least one answer.")
         total = F.cross_entropy(logits_AV.float(), targets_A, reduction="sum")
         return total / (num_items if num_items is not None else len(targets_A))
 
@@ -251,15 +256,17 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
         """Return the same from a padded batch, for LLMs that read no other."""
         answer = Piece(self.embed(labels_BA.clamp(min=0)), labels_BA != IGNORED, labels_BA)
         spliced = splice([*self.prefix_pieces(inputs), answer])
-        check_length(self.llm, spliced.mask_BT.shape[1])
-        longest = labels_BA.shape[1]
-        logits_BAV = self.llm(
-            inputs_embeds=spliced.embeds_BTD,
-            attention_mask=spliced.mask_BT.long(),
-            position_ids=spliced.position_ids_BT,
-            logits_to_keep=longest + 1,
-            use_cache=False,
-        ).logits[:, :-1]
+        length, longest = spliced.mask_BT.shape[1], labels_BA.shape[1]
+        check_length(self.llm, length)
+        places = torch.arange(length - longest - 1, length - 1, device=self.device)
+        with last_layer_at(self.llm, places, length):
+            logits_BAV = self.llm(
+                inputs_embeds=spliced.embeds_BTD,
+                attention_mask=spliced.mask_BT.long(),
+                position_ids=spliced.position_ids_BT,
+                logits_to_keep=places,
+                use_cache=False,
+            ).logits
         targets_BA = spliced.labels_BT[:, -longest:]
         learned_BA = targets_BA != IGNORED
         return logits_BAV[learned_BA], targets_BA[learned_BA]

@@ -7,6 +7,7 @@ is after the final norm and the others are the raw residual stream (method.md, "
 """
 
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from layerbridge.errors import ConfigError
+from layerbridge.model.found_out import found_out, stack_of
 
 
 class FrozenEncoder(nn.Module):
@@ -32,7 +34,6 @@ class FrozenEncoder(nn.Module):
         self.layer_numbers = layer_numbers(layers, self.num_blocks)
         self.num_passes = 0
         """Forward passes so far; what a feature store spares does not count."""
-        self._streams: bool | None = None
         self.eval()
 
     def forward(self, source_ids_BS: Tensor, source_mask_BS: Tensor) -> list[Tensor]:
@@ -64,9 +65,9 @@ class FrozenEncoder(nn.Module):
             source_mask_BS: true at real tokens.
             on_layer: takes a layer's place among the L, and its states (B, S, E). They come in the encoder's order.
         """
-        if self._streams is None:
-            self._streams = self._found_to_stream(source_ids_BS[:1, :4], source_mask_BS[:1, :4])
-        if not self._streams:
+        some_ids, some_mask = source_ids_BS[:1, :4], source_mask_BS[:1, :4]
+        streams = found_out("streamed layers", self.model, lambda: self._found_to_stream(some_ids, some_mask))
+        if not streams:
             for place, layer in enumerate(self(source_ids_BS, source_mask_BS)):
                 on_layer(place, layer)
             return
@@ -75,9 +76,10 @@ class FrozenEncoder(nn.Module):
 
     def _stream(self, source_ids_BS: Tensor, source_mask_BS: Tensor, on_layer: Callable[[int, Tensor], None]) -> None:
         places = {number: place for place, number in enumerate(self.layer_numbers)}
+        thread = threading.get_ident()  # another may be reading with the same encoder
 
         def give(number: int, states: Any) -> None:
-            if number in places:
+            if number in places and threading.get_ident() == thread:
                 on_layer(places[number], states[0] if isinstance(states, tuple) else states)
 
         def before_first(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -86,7 +88,7 @@ class FrozenEncoder(nn.Module):
         def after(number: int) -> Callable[[nn.Module, Any, Any], None]:
             return lambda block, args, output: give(number, output)
 
-        blocks = self._blocks()
+        blocks = stack_of(self.model, self.num_blocks)
         hooks = [blocks[0].register_forward_pre_hook(before_first, with_kwargs=True)]
         hooks += [block.register_forward_hook(after(number)) for number, block in enumerate(blocks[:-1], start=1)]
         try:
@@ -96,18 +98,11 @@ class FrozenEncoder(nn.Module):
                 hook.remove()
         give(self.num_blocks, out.last_hidden_state)
 
-    def _blocks(self) -> nn.ModuleList:
-        found = (m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == self.num_blocks)
-        return next(found, nn.ModuleList())
-
     def _found_to_stream(self, source_ids_BS: Tensor, source_mask_BS: Tensor) -> bool:
-        if not len(self._blocks()):
+        if not len(stack_of(self.model, self.num_blocks)):
             return False
         streamed: dict[int, Tensor] = {}
-        try:
-            self._stream(source_ids_BS, source_mask_BS, streamed.__setitem__)
-        except (AttributeError, KeyError, RuntimeError, TypeError):  # blocks that are called in another way
-            return False
+        self._stream(source_ids_BS, source_mask_BS, streamed.__setitem__)
         known = self(source_ids_BS, source_mask_BS)
         self.num_passes -= 1
         return len(streamed) == len(known) and all(torch.equal(streamed[n], layer) for n, layer in enumerate(known))

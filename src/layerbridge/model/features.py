@@ -29,14 +29,14 @@ from layerbridge.atomic import replace_file
 from layerbridge.errors import ConfigError, DataError
 from layerbridge.model.encoder import FrozenEncoder
 from layerbridge.model.feature_plan import FeaturePlan, Shard, digest, digest_of_bytes, divide, like_length
+from layerbridge.model.feature_room import FORMAT, make_room
 from layerbridge.model.precision import Kept, KeptError, find_precision, measure_error
 from layerbridge.model.states import States
 from layerbridge.model.stored_states import MixedStates, Scratch, StoredStates
 
-FORMAT = "layerbridge-features-1"
 LOCKS = "locks"
 ERRORS = ("relative_rms_error", "worst_layer_relative_rms_error")
-"""Names of a shard's errors in its metadata, in the order of `KeptError`."""
+"""What the errors are called in a shard's metadata and in records, in the order of `KeptError`."""
 
 
 class FeatureStore:
@@ -122,42 +122,55 @@ class FeatureStore:
         )
 
     def missing(self, plan: FeaturePlan) -> list[Shard]:
-        """Return the plan's shards that are not on disk."""
-        return [shard for shard in plan.shards if not self._path(shard.name).is_file()]
+        """Return the plan's shards that are neither open nor on disk."""
+        absent = [shard for shard in plan.shards if shard.name not in self._open_shards]
+        return [shard for shard in absent if not self._path(shard.name).is_file()]
 
     def fill(
-        self, plan: FeaturePlan, *, max_bytes: int | None = None, on_texts: Callable[[int], None] | None = None
+        self,
+        plan: FeaturePlan,
+        *,
+        max_bytes: int | None = None,
+        beside: Sequence[tuple["FeatureStore", FeaturePlan]] = (),
+        on_texts: Callable[[int], None] | None = None,
     ) -> None:
         """Encode what is missing, together with other processes that do the same, and open all of it.
 
-        A shard is claimed by a lock that the operating system gives back when its holder dies.
+        A shard is claimed by a lock that the operating system gives back when its holder dies, and opened as soon as it
+        is there: from then on it is no matter that another process makes room and deletes it.
 
         Args:
             plan: the same in all processes.
             max_bytes: how large the cache folder may get; what was used longest ago makes room.
+            beside: other stores in the folder, and what of them is needed too.
             on_texts: called with the number of texts of each pass that this process made.
 
         Raises:
             DataError: a shard cannot be written or read.
         """
-        if max_bytes is not None and self.missing(plan):
-            self.make_room(plan, max_bytes)
-        locks = self.root / LOCKS
-        while missing := self.missing(plan):
-            claimed = False
-            try:
-                locks.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise self._cannot_keep(sum(len(shard.rows) for shard in missing), error) from error
-            for shard in missing:
-                name = f"{self.folder.name}-{shard.name}.lock"
-                with suppress(Timeout), FileLock(locks / name, timeout=0, fallback_to_soft=False):
-                    claimed = True
-                    if not self._path(shard.name).is_file():
-                        self.encode(shard, on_batch=on_texts)
-            if not claimed:
-                time.sleep(0.5)
-        self.open(plan)
+        try:
+            if max_bytes is not None and self.missing(plan):
+                self.make_room(plan, max_bytes, beside=beside)
+            while left := [shard for shard in plan.shards if not self._open(shard)]:
+                (self.root / LOCKS).mkdir(parents=True, exist_ok=True)
+                claimed = [self._claim(shard, on_texts) for shard in left]
+                if not any(claimed):
+                    time.sleep(0.5)
+        except (OSError, NotImplementedError) as error:  # the second: a disk that cannot lock files
+            not_open = [shard for shard in plan.shards if shard.name not in self._open_shards]
+            raise self._cannot_keep(sum(len(shard.rows) for shard in not_open), error) from error
+
+    def _claim(self, shard: Shard, on_texts: Callable[[int], None] | None) -> bool:
+        """Open a shard, and encode it first if need be; return False if another process is at it."""
+        lock = self.root / LOCKS / f"{self.folder.name}-{shard.name}.lock"
+        try:
+            with FileLock(lock, timeout=0, fallback_to_soft=False):
+                if not self._open(shard):
+                    self.encode(shard, on_batch=on_texts)
+                    self._open(shard)
+        except Timeout:
+            return self._open(shard)
+        return True
 
     def encode(self, shard: Shard, *, on_batch: Callable[[int], None] | None = None) -> None:
         """Encode a shard's texts and write it.
@@ -226,34 +239,38 @@ class FeatureStore:
     def open(self, plan: FeaturePlan) -> None:
         """Map the plan's shards into memory; those that are not there yet are passed over."""
         for shard in plan.shards:
-            path = self._path(shard.name)
-            if shard.name in self._open_shards or not path.is_file():
-                continue
-            self._open_shards[shard.name] = self._map(path)
-            with suppress(OSError):  # a cache that may only be read
-                os.utime(path)  # `make_room` drops those that were used longest ago
+            self._open(shard)
 
-    def make_room(self, plan: FeaturePlan, max_bytes: int) -> int:
+    def _open(self, shard: Shard) -> bool:
+        """Map a shard into memory, if it is there and not open yet; return whether it is open."""
+        if shard.name in self._open_shards:
+            return True
+        path = self._path(shard.name)
+        error = self._map(path) if path.is_file() else None
+        if error is None:
+            return False
+        self._open_shards[shard.name] = error
+        with suppress(OSError):  # a cache that may only be read
+            os.utime(path)  # `make_room` drops those that were used longest ago
+        return True
+
+    def make_room(
+        self, plan: FeaturePlan, max_bytes: int, *, beside: Sequence[tuple["FeatureStore", FeaturePlan]] = ()
+    ) -> int:
         """Delete the shards used longest ago, of any encoder, so that the plan fits in a cache of `max_bytes`.
 
+        Args:
+            plan: what is to be in the cache.
+            max_bytes: of the whole folder.
+            beside: other stores in the folder, and what of them is to be there too.
+
         Returns:
-            Bytes freed. Shards of the plan are never deleted.
+            Bytes freed. Shards of the plans are never deleted, nor is anything that is no shard.
         """
-        kept = {self._path(shard.name) for shard in plan.shards}
-        others = []
-        for path in self.root.glob("*/*.safetensors"):
-            with suppress(FileNotFoundError):  # another process made room
-                if path not in kept:
-                    others.append((path.stat(), path))
-        others.sort(key=lambda item: (item[0].st_mtime, item[1].name))
-        total = plan.num_bytes + sum(stat.st_size for stat, _ in others)
-        freed = 0
-        for stat, path in others:
-            if total - freed <= max_bytes:
-                break
-            path.unlink(missing_ok=True)
-            freed += stat.st_size
-        return freed
+        plans = [(self, plan), *((store, other) for store, other in beside if store is not self)]
+        kept = {store._path(shard.name) for store, other in plans for shard in other.shards}
+        needed = sum(other.num_bytes for _, other in plans)
+        return make_room(self.root, kept, num_bytes=needed, max_bytes=max_bytes)
 
     def states(
         self, source_ids_BS: Tensor, source_mask_BS: Tensor, encode: Callable[[Tensor, Tensor], States]
@@ -300,14 +317,17 @@ class FeatureStore:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
-    def _map(self, path: Path) -> KeptError:
+    def _map(self, path: Path) -> KeptError | None:
+        """Make a shard's texts known and return its errors; None if another process has deleted it."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 lengths_T, digests_T = tensors.pop("lengths_T"), tensors.pop("digests_T")
                 kept = Kept(**tensors)
-        except (SafetensorError, OSError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, RuntimeError, KeyError, TypeError) as error:
+            if not path.exists():
+                return None
             raise DataError(f"{path} holds no features that can be read: {error}. Delete it and run again.") from error
         wrong = [key for key, value in self.kind.items() if metadata.get(key) != value]
         if wrong:

@@ -8,19 +8,19 @@ are computed at the K positions, forward and backward, and are zero elsewhere. W
 layer spared. Which LLMs allow it is found out once, by comparing logits with and without.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from layerbridge.model.found_out import found_out, same, stack_of
+
 BY_POSITION = ("q_proj", "o_proj", "mlp", "feed_forward")
 """Names of the parts of a layer that act on each position alone and are no keys or values."""
-
-_TRIMS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -46,21 +46,25 @@ def last_layer_at(llm: PreTrainedModel, places_K: Tensor, num_positions: int) ->
 
 
 def trims(llm: PreTrainedModel) -> bool:
-    """Return whether an LLM gives the same logits with its last layer cut down: found out once, on one short row."""
-    if llm not in _TRIMS:
-        _TRIMS[llm] = _found_to_trim(llm)
-    return _TRIMS[llm]
+    """Return whether an LLM gives the same logits with its last layer cut down."""
+    return found_out("last layer at places", llm, lambda: _found_to_trim(llm))
 
 
 @contextmanager
 def _trimmed(llm: PreTrainedModel, places_K: Tensor, num_positions: int) -> Iterator[None]:
+    thread = threading.get_ident()  # another may be generating with the same LLM
+
     def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if threading.get_ident() != thread:
+            return args
         states_BTX, *others = args
         if states_BTX.shape[1] != num_positions:
             raise ValueError(f"the last layer got {states_BTX.shape[1]} positions; wanted {num_positions}")
         return (states_BTX.index_select(1, places_K), *others)
 
     def spread(module: nn.Module, args: tuple[Any, ...], output_BKX: Tensor) -> Tensor:
+        if threading.get_ident() != thread:
+            return output_BKX
         batch, _, width = output_BKX.shape
         return output_BKX.new_zeros((batch, num_positions, width)).index_copy(1, places_K, output_BKX)
 
@@ -75,19 +79,15 @@ def _trimmed(llm: PreTrainedModel, places_K: Tensor, num_positions: int) -> Iter
 
 
 def _by_position(llm: PreTrainedModel) -> list[nn.Module]:
-    count = llm.config.get_text_config().num_hidden_layers
-    stacks = [module for module in llm.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
-    if not stacks:
-        return []
+    stack = stack_of(llm, llm.config.get_text_config().num_hidden_layers)
     found: dict[str, nn.Module] = {}
-    for name, module in stacks[0][-1].named_modules():
+    for name, module in stack[-1].named_modules() if len(stack) else ():
         inside = any(name.startswith(f"{outer}.") for outer in found)
         if name.rsplit(".", 1)[-1] in BY_POSITION and not inside:
             found[name] = module
     return list(found.values())
 
 
-@torch.no_grad()
 def _found_to_trim(llm: PreTrainedModel) -> bool:
     if not _by_position(llm):
         return False
@@ -98,15 +98,8 @@ def _found_to_trim(llm: PreTrainedModel) -> bool:
 
     def read() -> Tensor:
         logits_1TV: Tensor = llm(inputs_embeds=embeds_1TD, use_cache=False).logits
-        return logits_1TV[0, places_K].float()
+        return logits_1TV[0, places_K]
 
     wanted_KV = read()
-    try:
-        with _trimmed(llm, places_K, 7):
-            found_KV = read()
-    except torch.OutOfMemoryError:
-        raise
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # parts that are called in another way
-        return False
-    tolerance = 1e-3 if llm.dtype == torch.float32 else 0.05
-    return bool(torch.allclose(found_KV, wanted_KV, atol=tolerance, rtol=tolerance))
+    with _trimmed(llm, places_K, 7):
+        return same(read(), wanted_KV)

@@ -63,6 +63,11 @@ class LazyStates(States):
             self._held = LiveStates(chunks, self.shape)
         return self._held
 
+    @property
+    def _wants_gradients(self) -> bool:
+        """Whether gradients are to reach the encoder."""
+        return self.encoder.trains and torch.is_grad_enabled()
+
     def scores(self, direction_E: Tensor) -> Tensor:
         """Return (N, L), see `States`."""
         return self.held.scores(direction_E)
@@ -77,7 +82,7 @@ class LazyStates(States):
 
     def layer(self, place: int) -> Tensor:
         """Return (N, E), see `States`; no other layer is held."""
-        if self._held is not None or self.encoder.trains:
+        if self._held is not None or self._wants_gradients:
             return self.held.layer(place)
         found: list[Tensor] = []
 
@@ -92,7 +97,7 @@ class LazyStates(States):
     def layer_sum(self, weights_L: Tensor, *, normalized: bool = False) -> Tensor:
         """Return (N, E), see `States`; without gradients, or with `recompute`, as a running sum."""
         differentiable = torch.is_grad_enabled() and weights_L.requires_grad and not self.recompute
-        if self._held is not None or self.encoder.trains or differentiable:
+        if self._held is not None or self._wants_gradients or differentiable:
             return super().layer_sum(weights_L, normalized=normalized)
         total_NE: Tensor = _RunningSum.apply(weights_L, self, normalized)
         return total_NE

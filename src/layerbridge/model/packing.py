@@ -12,7 +12,6 @@ found out once, by comparing it with a padded batch; LLMs that do not are given 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface, PreTrainedModel
 
+from layerbridge.model.found_out import found_out, same
 from layerbridge.model.last_layer import last_layer_at
 from layerbridge.model.splice import IGNORED
 
@@ -33,8 +33,6 @@ MAX_PLAIN = 256
 class Layout(NamedTuple):
     """Where the positions of packed rows are."""
 
-    lengths_B: Tensor
-    """Positions of each row."""
     starts_B: Tensor
     """Where each row starts."""
     positions_T: Tensor
@@ -53,7 +51,7 @@ class Layout(NamedTuple):
         real_BS = columns_S < lengths_B[:, None]
         padded_T = real_BS.flatten().nonzero().squeeze(1)
         packed_BS = torch.minimum(starts_B[:, None] + columns_S, lengths_B.sum() - 1)
-        return cls(lengths_B, starts_B, columns_S.repeat(batch)[padded_T], padded_T, packed_BS)
+        return cls(starts_B, columns_S.repeat(batch)[padded_T], padded_T, packed_BS)
 
 
 class PackedRows(NamedTuple):
@@ -98,10 +96,10 @@ def pack_rows(
         labels_BA: answers with their end tokens, `IGNORED` after them.
         bos_id: of the LLM's first token, if it has one.
     """
-    answer_mask_BA = labels_BA != IGNORED
+    source_mask_BS, prompt_mask_BP, answer_mask_BA = source_mask_BS.bool(), prompt_mask_BP.bool(), labels_BA != IGNORED
     num_bos = 0 if bos_id is None else 1
     sources_B, prompts_B, answers_B = (mask.sum(dim=1) for mask in (source_mask_BS, prompt_mask_BP, answer_mask_BA))
-    layout = Layout.of(num_bos + sources_B + 1 + prompts_B + answers_B - 1)
+    layout = Layout.of(num_bos + sources_B + 1 + prompts_B + (answers_B - 1).clamp(min=0))
     soft_B1 = layout.starts_B[:, None] + num_bos
     boundaries_B = layout.starts_B + num_bos + sources_B
     prompt_B1 = boundaries_B[:, None] + 1
@@ -129,7 +127,8 @@ def packed_logits(llm: PreTrainedModel, embeds_TD: Tensor, layout: Layout, place
     with last_layer_at(llm, places, len(embeds_TD)), packed_attention(llm):
         logits: Tensor = llm(
             inputs_embeds=embeds_TD[None],
-            attention_mask=_NO_MASK.to(embeds_TD.device),
+            # Of four dimensions, so it is taken as it is and no other is made; the attention function does not read it.
+            attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=embeds_TD.device),
             position_ids=layout.positions_T[None],
             logits_to_keep=places,
             use_cache=False,
@@ -138,13 +137,9 @@ def packed_logits(llm: PreTrainedModel, embeds_TD: Tensor, layout: Layout, place
     return logits[0]
 
 
-_NO_MASK = torch.ones((1, 1, 1, 1), dtype=torch.bool)
-"""A mask of four dimensions is taken as it is: no other is made, and the attention function does not read it."""
-
-
 @contextmanager
 def packed_attention(llm: PreTrainedModel) -> Iterator[None]:
-    """Let an LLM attend by `attend`, which reads packed rows where it is given a layout."""
+    """Let an LLM attend by `attend`, which reads packed rows; no other thread may call the LLM meanwhile."""
     config: Any = llm.config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = NAME
@@ -164,6 +159,10 @@ def recompute_context(
         return nullcontext(), packed_attention(llm) if packed else nullcontext()
 
     return contexts
+
+
+_OF_NO_MATTER = frozenset({"is_causal", "position_ids", "position_embeddings", "use_cache", "output_attentions"})
+"""What attention functions are handed beside the rest, and what changes nothing here. All else is refused."""
 
 
 def attend(
@@ -198,27 +197,31 @@ def attend(
     Raises:
         NotImplementedError: the LLM's attention wants more than this one does.
     """
-    wanted = [name for name in ("softcap", "s_aux", "position_bias", "head_mask") if other.get(name) is not None]
+    wanted = [name for name, value in other.items() if value is not None and name not in _OF_NO_MATTER]
     if wanted or layout is None:
         raise NotImplementedError(f"attention with {', '.join(wanted) or 'no layout'} cannot be packed")
     longest = layout.packed_BS.shape[1]
-    mask_SS = None
-    if sliding_window is not None and longest > sliding_window:
-        mask_SS = _sees(longest, query.device, sliding_window)
     query_BHSC, key_BKSC, value_BKSC = (_as_rows(states, layout) for states in (query, key, value))
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and longest <= MAX_PLAIN:
         sees_SS = _sees(longest, query.device, sliding_window)
         out_BHSC = _plain_attention(query_BHSC, key_BKSC, value_BKSC, sees_SS, scaling, dropout)
     else:
+        in_window = sliding_window is None or longest <= sliding_window
+        mask_SS = None if in_window else _sees(longest, query.device, sliding_window)
+        shares = key.shape[1] != query.shape[1]
+        if shares and not (in_window and key.shape[-1] == value.shape[-1] <= 256):
+            # With shared heads and a mask, or wide heads, torch's attention would hold all scores.
+            times, shares = query.shape[1] // key.shape[1], False
+            key_BKSC, value_BKSC = (rows.repeat_interleave(times, dim=1) for rows in (key_BKSC, value_BKSC))
         out_BHSC = F.scaled_dot_product_attention(
             query_BHSC,
             key_BKSC,
             value_BKSC,
             attn_mask=mask_SS,
-            is_causal=mask_SS is None,
+            is_causal=in_window,
             dropout_p=dropout,
             scale=scaling,
-            enable_gqa=key.shape[1] != query.shape[1],
+            enable_gqa=shares,
         )
     return _FromRows.apply(out_BHSC.transpose(1, 2).flatten(0, 1), layout)[None], None
 
@@ -281,37 +284,46 @@ class _FromRows(torch.autograd.Function):
 
 AttentionInterface.register(NAME, attend)
 
-_PACKS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-
 
 def packs(llm: PreTrainedModel) -> bool:
-    """Return whether an LLM reads packed rows as it reads padded ones: found out once, on two short rows."""
-    if llm not in _PACKS:
-        _PACKS[llm] = _found_to_pack(llm)
-    return _PACKS[llm]
+    """Return whether an LLM reads packed rows as it reads padded ones."""
+    return found_out("packed rows", llm, lambda: _found_to_pack(llm))
 
 
-@torch.no_grad()
 def _found_to_pack(llm: PreTrainedModel) -> bool:
     config: Any = llm.config.get_text_config()
-    own_masks = "chunked_attention" in (getattr(config, "layer_types", None) or ())
-    if config._attn_implementation != "sdpa" or own_masks:
+    kinds = list(getattr(config, "layer_types", None) or ())
+    if config._attn_implementation != "sdpa" or "chunked_attention" in kinds:
         return False
     embedding: Any = llm.get_input_embeddings()
     device = embedding.weight.device
     lengths_B = torch.tensor([7, 4], device=device)
-    layout = Layout.of(lengths_B)
     ids_T = torch.arange(11, device=device) % embedding.num_embeddings
-    places = torch.tensor([6, 10], device=device)
-    try:
-        packed_2V = packed_logits(llm, embedding(ids_T), layout, places)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, ValueError, NotImplementedError):  # an architecture that attends in its own way
+    windows: list[int] = []
+    with _noting_windows(windows):
+        packed_2V = packed_logits(llm, embedding(ids_T), Layout.of(lengths_B), torch.tensor([6, 10], device=device))
+    # Windows that only a mask knows of would be lost.
+    has_window = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    if len(windows) < (kinds.count("sliding_attention") if kinds else has_window):
         return False
     alone = [
         llm(inputs_embeds=embedding(part)[None], logits_to_keep=1, use_cache=False).logits[0, -1]
         for part in ids_T.split(lengths_B.tolist())
     ]
-    tolerance = 1e-3 if llm.dtype == torch.float32 else 0.05
-    return bool(torch.allclose(packed_2V.float(), torch.stack(alone).float(), atol=tolerance, rtol=tolerance))
+    return same(packed_2V, torch.stack(alone))
+
+
+@contextmanager
+def _noting_windows(windows: list[int]) -> Iterator[None]:
+    def noting(
+        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        if options.get("sliding_window") is not None:
+            windows.append(options["sliding_window"])
+        return attend(module, query, key, value, mask, **options)
+
+    AttentionInterface.register(NAME, noting)
+    try:
+        yield
+    finally:
+        AttentionInterface.register(NAME, attend)

@@ -27,6 +27,7 @@ class Projector(nn.Module):
         soft_BSD = self.layers(fused_BSE)
         if self.target_rms is None:
             return soft_BSD
+        soft_BSD = soft_BSD.to(fused_BSE.dtype)  # autocast's products are shorter
         return soft_BSD * (self.target_rms * torch.rsqrt(soft_BSD.square().mean(-1, keepdim=True) + 1e-12))
 
 

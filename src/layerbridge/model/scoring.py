@@ -81,10 +81,9 @@ class ScoringMixin:
         reader = cast(PrefixReader, self)
         known = _answer_set(reader, answers)
         spliced = _splice(reader, texts, prompts, max_source_tokens, room=max(map(len, known.rows)))
-        parts = _parts(reader, spliced, known)
-        tries = answer_passes.takes_tries(reader, spliced, parts[0])
+        tries, parts, max_rows = _plan(reader, spliced, known)
         scores_BN = torch.empty((len(texts), len(answers)))
-        for rows, chunk in _chunks(spliced):
+        for rows, chunk in _chunks(spliced, max_rows):
             if tries and len(parts) == 1:
                 read = answer_passes.read_trie(reader, chunk, known.trie)
                 scores_BN[rows] = add_up(known.trie, read.logits_BKV).cpu()
@@ -121,11 +120,10 @@ class ScoringMixin:
         room = max(max_new_tokens, *map(len, known.rows))
         spliced = _splice(reader, texts, prompts, max_source_tokens, room=room)
         until = {"ends": options.eos_token_id, "max_new_tokens": max_new_tokens}
-        parts = _parts(reader, spliced, known)
-        tries = answer_passes.takes_tries(reader, spliced, parts[0])
+        tries, parts, max_rows = _plan(reader, spliced, known)
         scores_BN = torch.empty((len(texts), len(answers)))
         written: list[list[int]] = [[] for _ in texts]
-        for rows, chunk in _chunks(spliced):
+        for rows, chunk in _chunks(spliced, max_rows):
             if tries and len(parts) == 1:
                 scores_BN[rows], some = _answer_at_once(reader, chunk, known, **until)
             else:
@@ -202,23 +200,33 @@ def _splice(
     return spliced
 
 
-def _chunks(spliced: Spliced) -> Iterator[tuple[list[int], Spliced]]:
+def _plan(reader: PrefixReader, spliced: Spliced, known: AnswerSet) -> tuple[bool, list[AnswerSet], int]:
+    """Return whether the answers are read as a trie, in which parts, and of how many texts at most at once.
+
+    Fewer texts at once cost nothing; parts take a pass each, so they are for answers too many for one text.
+    """
+    positions = max(1, MAX_SCORED_LOGITS // reader.llm.config.get_text_config().vocab_size)
+    longest = max(map(len, known.rows))
+    size = max(1, positions // longest)
+    some = [known.rows[start : start + size] for start in range(0, len(known.rows), size)]
+    divided = [known] if len(some) == 1 else [AnswerSet(rows, build_trie(rows)) for rows in some]
+    parts = [known] if len(known.trie.tokens) < positions else divided
+    tries = answer_passes.takes_tries(reader, spliced, max(parts, key=lambda part: len(part.trie.tokens)))
+    if not tries:  # copies take more positions
+        parts = divided
+    a_text = max(len(part.trie.tokens) + 1 if tries else len(part.rows) * longest for part in parts)
+    return tries, parts, max(1, positions // a_text)
+
+
+def _chunks(spliced: Spliced, max_rows: int) -> Iterator[tuple[list[int], Spliced]]:
     """Yield rows of like length with their numbers, so that the LLM reads little padding."""
     lengths = spliced.mask_BT.sum(dim=1).tolist()
-    for rows in like_length(lengths, spliced.mask_BT.device.type):
-        rows_R = torch.tensor(rows, device=spliced.mask_BT.device)
-        longest = max(lengths[row] for row in rows)
-        yield rows, Spliced(*(part[rows_R, -longest:] for part in spliced))
-
-
-def _parts(reader: PrefixReader, spliced: Spliced, known: AnswerSet) -> list[AnswerSet]:
-    """Return the answers in as many parts as their logits need passes."""
-    batch, vocabulary = spliced.mask_BT.shape[0], reader.llm.config.get_text_config().vocab_size
-    size = max(1, MAX_SCORED_LOGITS // (batch * max(map(len, known.rows)) * vocabulary))
-    if size >= len(known.rows):
-        return [known]
-    some = [known.rows[start : start + size] for start in range(0, len(known.rows), size)]
-    return [AnswerSet(rows, build_trie(rows)) for rows in some]
+    for alike in like_length(lengths, spliced.mask_BT.device.type):
+        for start in range(0, len(alike), max_rows):
+            rows = alike[start : start + max_rows]
+            rows_R = torch.tensor(rows, device=spliced.mask_BT.device)
+            longest = max(lengths[row] for row in rows)
+            yield rows, Spliced(*(part[rows_R, -longest:] for part in spliced))
 
 
 def _score_after(

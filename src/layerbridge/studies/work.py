@@ -31,7 +31,7 @@ from layerbridge.model.llm_reader import LLMReader
 from layerbridge.results import HOW_IT_RUNS, json_sha256, setup_sha256
 from layerbridge.studies.inputs import InputCache, encoder_parts
 from layerbridge.studies.study import Job
-from layerbridge.training.features import open_store
+from layerbridge.training.features import kept_precision, open_store
 from layerbridge.training.run import read_record
 from layerbridge.training.train import train
 
@@ -94,17 +94,20 @@ class Workshop:
     def plan_features(self, jobs: Sequence[Job]) -> dict[str, FeaturePlan]:
         """Return what is to be encoded, by encoder and precision; encoders that train have nothing to keep.
 
+        The first ones come first: what they leave of the cache is for the next.
+
         Args:
             jobs: all of the study's, done or not: which texts are encoded together must not depend on where it was cut
                 off.
         """
-        plans = {}
+        plans: dict[str, FeaturePlan] = {}
         for key, mine in self._by_encoder(jobs).items():
             bridge = self.bridge(mine[0])
             store = self._store(key, bridge, mine[0].recipe.training.feature_precision)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # texts that are cut are counted in every result
-                plans[key] = store.plan(encoder_parts(mine, self.inputs, bridge.processor), self.cache_bytes)
+                room = self.cache_bytes - sum(plan.num_bytes for plan in plans.values())
+                plans[key] = store.plan(encoder_parts(mine, self.inputs, bridge.processor), room)
         return plans
 
     def missing(self, plans: dict[str, FeaturePlan]) -> tuple[int, int]:
@@ -118,10 +121,10 @@ class Workshop:
 
     def encode(self, plans: dict[str, FeaturePlan], *, on_texts: Callable[[int], None] | None = None) -> None:
         """Encode what is missing, together with the other processes, and wait until all of it is there."""
-        for key, plan in plans.items():
-            store = self._stores[key]
+        beside = [(self._stores[key], plan) for key, plan in plans.items()]
+        for store, plan in beside:
             before = store.encoder.num_passes
-            store.fill(plan, max_bytes=self.cache_bytes, on_texts=on_texts)
+            store.fill(plan, max_bytes=self.cache_bytes, beside=beside, on_texts=on_texts)
             self.passes_encoding += store.encoder.num_passes - before
 
     def _by_encoder(self, jobs: Sequence[Job]) -> dict[str, list[Job]]:
@@ -195,7 +198,7 @@ class Workshop:
         record = {
             "key": self._key(job),
             "encoder_passes": passes,
-            "features": None if store is None else {"precision": store.precision, **store.error._asdict()},
+            "features": None if store is None else kept_precision(store),
             "seconds": round(time.monotonic() - began, 1),
         }
         replace_text(folder / JOB_FILE, json.dumps(record, indent=2) + "\n")

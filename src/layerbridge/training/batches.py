@@ -8,6 +8,7 @@ learn from it, so that all processes do the same number of passes.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -109,8 +110,6 @@ class BatchLoader(DataLoader[Any]):
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        if num_workers:  # workers tokenise nothing; unsaid, tokenizers would warn of each, and turn slow here
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         super().__init__(
             rows,
             batch_sampler=batches,
@@ -121,6 +120,24 @@ class BatchLoader(DataLoader[Any]):
         )
         self.batches = batches
 
+    def __iter__(self) -> Any:
+        """Yield the batches of an epoch; the first time this starts the workers."""
+        with _workers_start() if self.num_workers else nullcontext():
+            return super().__iter__()
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; the Trainer calls it."""
         self.batches.set_epoch(epoch)
+
+
+@contextmanager
+def _workers_start() -> Iterator[None]:
+    """Tell processes that start now that they need no tokenizer: unsaid, tokenizers would warn of each."""
+    name = "TOKENIZERS_PARALLELISM"
+    said = name in os.environ
+    os.environ.setdefault(name, "true")
+    try:
+        yield
+    finally:
+        if not said:
+            del os.environ[name]

@@ -1,6 +1,8 @@
 """torch.compile for the LLM's forward and backward pass in training; dev looks and generation stay as they are."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,9 +26,13 @@ def check_compilable(training: TrainingConfig) -> None:
             )
 
 
-def compile_llm(llm: PreTrainedModel) -> None:
-    """Let torch compile an LLM's training pass, once for all batch sizes and lengths, when it is first called."""
-    eager = llm.forward
+@contextmanager
+def compiled_llm(llm: PreTrainedModel) -> Iterator[None]:
+    """Let torch compile an LLM's training pass, once for all batch sizes and lengths, when it is first called.
+
+    Afterwards the LLM is as it was: bridges share it.
+    """
+    eager, before = llm.forward, vars(llm).get("forward")
     compiled = torch.compile(eager, dynamic=True)
 
     @functools.wraps(eager)
@@ -34,3 +40,10 @@ def compile_llm(llm: PreTrainedModel) -> None:
         return (compiled if torch.is_grad_enabled() else eager)(*args, **kwargs)
 
     llm.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del llm.forward
+        else:
+            llm.forward = before

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.feature_plan import FeaturePlan
-from layerbridge.model.features import FeatureStore
+from layerbridge.model.features import ERRORS, FeatureStore
 from layerbridge.training.token_rows import TokenRows
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,11 @@ def keep_features(
     return plan
 
 
+def kept_precision(store: FeatureStore) -> dict[str, Any]:
+    """Return what records say of how a store keeps states: the precision, and what it cost."""
+    return {"precision": store.precision, **dict(zip(ERRORS, store.error, strict=True))}
+
+
 def describe_features(
     store: FeatureStore | None, parts: Sequence[TokenRows], encoder_passes: int
 ) -> dict[str, Any] | None:
@@ -68,9 +73,7 @@ def describe_features(
     texts = {tuple(ids) for part in parts for ids in _ids(part)}
     kept = [ids for ids in texts if ids in store]
     return {
-        "precision": store.precision,
-        "relative_rms_error": store.error.overall,
-        "worst_layer_relative_rms_error": store.error.worst_layer,
+        **kept_precision(store),
         "texts_kept": len(kept),
         "texts_left_out": len(texts) - len(kept),
         "bytes": sum(map(len, kept)) * store.bytes_per_token,

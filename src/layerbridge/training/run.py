@@ -15,6 +15,7 @@ from layerbridge import __version__
 from layerbridge.atomic import replace_text
 from layerbridge.config import Recipe, load_recipe
 from layerbridge.errors import ConfigError
+from layerbridge.results import HOW_IT_RUNS
 
 RECIPE, RECORD, ENVIRONMENT = "recipe.yaml", "run.json", "environment.json"
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "peft")
@@ -22,6 +23,9 @@ PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", 
 
 def open_run(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
     """Make the run folder, or check that the one that is there is this recipe's, to be continued.
+
+    A run that goes on may do so in another way (`HOW_IT_RUNS`) and with other plans for its evaluation; its recipe.yaml
+    is then the new one.
 
     Raises:
         ConfigError: the folder holds another recipe's run, a finished run, or something else.
@@ -37,13 +41,19 @@ def open_run(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
                 f"Run {folder} is finished. Evaluate it with `layerbridge evaluate {folder}`, give the recipe another "
                 "name, or train it anew with --overwrite."
             )
+        _write_recipe(folder, recipe)
         return
     # A hidden file is one that a kill left half written.
     if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ConfigError(f"{folder} holds files and no {RECIPE}, so it is no run. Choose another folder or name.")
     folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    _write_recipe(folder, recipe)
     write_json(folder / ENVIRONMENT, environment())
+
+
+def _write_recipe(folder: Path, recipe: Recipe) -> None:
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    replace_text(folder / RECIPE, text)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -83,6 +93,8 @@ def _check_same(folder: Path, recipe: Recipe) -> None:
     there, wanted = load_recipe(folder / RECIPE).model_dump(mode="json"), recipe.model_dump(mode="json")
     for data in (there, wanted):  # where the rows lie may change; that they are the same is checked by their hash
         data["task"] = {key: value for key, value in data["task"].items() if key not in ("data", "train_data")}
+        data["training"] = {key: value for key, value in data["training"].items() if key not in HOW_IT_RUNS}
+        del data["evaluation"]
     different = sorted(key for key in wanted if there[key] != wanted[key])
     if different:
         raise ConfigError(

@@ -49,7 +49,7 @@ def build_sharded(config: BridgeConfig, *, seed: int, device: torch.device) -> B
 
     The processes of a machine take turns, so that its main memory holds one whole LLM at a time.
     """
-    turn, turns = (int(os.environ.get(name, "1")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    turn, turns = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     bridge = None
     for now in range(turns):
@@ -106,9 +106,3 @@ def _move_the_rest(bridge: Bridge, device: torch.device) -> None:
                 parameter.data = parameter.data.to(device)
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
-
-
-def bytes_held(llm: PreTrainedModel) -> int:
-    """Return how many bytes of an LLM's weights this process holds."""
-    local = [p.to_local() if isinstance(p, DTensor) else p for p in llm.parameters()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in local)

@@ -50,10 +50,9 @@ class TokenRows(torch.utils.data.Dataset[Row]):
         limit = processor.source_limit(training.max_source_tokens)
         self.source_limit = limit
         """Encoder tokens a text at most."""
-        self.source = _Ragged(_source_rows(examples, processor, limit))
-        full = [examples[i].text for i, length in enumerate(self.source.lengths) if length >= limit]
-        self.num_cut_texts = sum(length > limit for length in processor.count_source_tokens(full)) if full else 0
+        self.num_cut_texts = 0
         """Texts longer than the limit of encoder tokens."""
+        self.source = _Ragged(self._source_rows(examples, processor))
         answers = Counter(example.answer for example in examples)
         ids = dict(zip(answers, processor.answer_ids(list(answers)), strict=True))
         most = training.max_answer_tokens
@@ -63,6 +62,18 @@ class TokenRows(torch.utils.data.Dataset[Row]):
         self.examples = examples
         varies = processor.prompt.llm_reads_text  # else one prompt serves all rows
         self.prompt = _Ragged(_prompt_rows(examples, processor) if varies else processor.prompt_ids([""]))
+
+    def _source_rows(self, examples: Sequence[Example], processor: BridgeProcessor) -> Iterator[Sequence[int]]:
+        """Yield each text's ids, and count those that are cut."""
+        limit = self.source_limit
+        for texts in _parts(examples):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Texts longer than")  # the run says it once
+                rows = processor.source_ids(texts, limit)
+            full = [text for text, row in zip(texts, rows, strict=True) if len(row) >= limit]
+            if full:
+                self.num_cut_texts += sum(length > limit for length in processor.count_source_tokens(full))
+            yield from rows
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -115,13 +126,6 @@ def collate(rows: Sequence[Row], processor: BridgeProcessor) -> dict[str, Tensor
     if not rows[0].learned:
         batch |= {"labels": torch.full_like(batch["labels"], IGNORED), "unlearned": batch["labels"]}
     return batch
-
-
-def _source_rows(examples: Sequence[Example], processor: BridgeProcessor, limit: int) -> Iterator[Sequence[int]]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Texts longer than")  # the run counts them and says so once
-        for texts in _parts(examples):
-            yield from processor.source_ids(texts, limit)
 
 
 def _prompt_rows(examples: Sequence[Example], processor: BridgeProcessor) -> Iterator[Sequence[int]]:

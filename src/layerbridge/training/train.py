@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from layerbridge.config import Recipe
+from layerbridge.config import Recipe, TrainingConfig
 from layerbridge.data.example import Split
 from layerbridge.data.tasks import build_task
 from layerbridge.data.tasks.task import Task
@@ -19,7 +19,7 @@ from layerbridge.training.features import describe_features, keep_features, open
 from layerbridge.training.run import RECORD, open_run, read_record, write_json
 from layerbridge.training.sharding import build_sharded, check_shardable
 from layerbridge.training.token_rows import TokenRows
-from layerbridge.training.trainer import BridgeTrainer, last_complete_checkpoint
+from layerbridge.training.trainer import BridgeTrainer, check_training, last_complete_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,14 @@ def train(
         The bridge at the selected step.
 
     Raises:
-        ConfigError: the folder holds another run, there are no dev rows to select by, or states are to be kept of an
-            encoder that trains.
+        ConfigError: the folder holds another run, there are no dev rows to select by, states are to be kept of an
+            encoder that trains, or options of `training` that cannot be followed.
         DataError: rows that cannot be used.
     """
     folder = Path(folder)
     started = time.monotonic()
+    check_training(recipe.training)
+    _check_precision(recipe.training, cache, bridge)
     task = build_task(recipe.task)
     rows, dev = task.load_training(recipe.task, seed=recipe.training.seed)
     if recipe.training.select == "best" and not dev.examples:
@@ -68,6 +70,7 @@ def train(
         check_shardable(recipe.bridge, bridge)
         bridge = build_sharded(recipe.bridge, seed=recipe.training.seed, device=processes.device)
     bridge = bridge or Bridge.build(recipe.bridge, seed=recipe.training.seed)
+    check_training(recipe.training, bridge)
     bridge.trained_on = describe_training(task, rows, recipe)
     if cache is not None:
         bridge.features = open_store(bridge, Path(cache), recipe.training.feature_precision)
@@ -110,6 +113,15 @@ def train(
         }
         write_json(folder / RECORD, {"status": "finished", **record, **finished})
     return bridge
+
+
+def _check_precision(training: TrainingConfig, cache: str | Path | None, bridge: Bridge | None) -> None:
+    """Refuse a precision of kept states where none are kept."""
+    if training.feature_precision != "encoder" and cache is None and (bridge is None or bridge.features is None):
+        raise ConfigError(
+            f"training.feature_precision is {training.feature_precision!r}, and this run keeps no encoder states that "
+            "it could be the precision of. Add --cache DIR to keep them, or drop training.feature_precision."
+        )
 
 
 def _check_same_data(folder: Path, record: dict[str, Any]) -> None:

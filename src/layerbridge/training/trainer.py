@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import TENSORS, load_trained, read_tensors, save_bridge
 from layerbridge.training.batches import BatchLoader, SharedBatches
 from layerbridge.training.callbacks import Bar, MetricsFile
-from layerbridge.training.compilation import check_compilable, compile_llm
+from layerbridge.training.compilation import check_compilable, compiled_llm
 from layerbridge.training.dev_looks import dev_metrics
 from layerbridge.training.length_groups import LengthGroups, RandomOrder
-from layerbridge.training.recomputation import mark_layers, recompute_activations
+from layerbridge.training.recomputation import check_recomputable, mark_layers, recomputed_activations
 from layerbridge.training.token_rows import TokenRows, collate
 
 
@@ -50,7 +51,7 @@ class BridgeTrainer(Trainer):
         folder: Path,
         progress: bool = True,
     ) -> None:
-        check_compilable(training)
+        check_training(training, bridge)
         self.bridge = bridge
         self.training = training
         self.train_rows = train
@@ -71,6 +72,11 @@ class BridgeTrainer(Trainer):
             self.remove_callback(callback)
         if progress:
             self.add_callback(Bar())
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the recipe says; afterwards the bridge and its LLM compute as before."""
+        with _training_pass(self.bridge, self.training):
+            return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Give the fusion a learning rate of its own, where the recipe has one."""
@@ -151,16 +157,49 @@ class BridgeTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # what makes a checkpoint a whole one is written next, by one process
 
 
-def training_arguments(training: TrainingConfig, *, num_rows: int, folder: Path, evaluates: bool) -> TrainingArguments:
-    """Return the Trainer's arguments for a recipe's training part."""
+def check_training(training: TrainingConfig, bridge: Bridge | None = None) -> None:
+    """Refuse what cannot be trained as asked, before anything is loaded or encoded for it.
+
+    Args:
+        training: of a recipe.
+        bridge: once there is one.
+
+    Raises:
+        ConfigError: options that do not go together, passes that do not make up a batch, or an LLM that cannot compute
+            its activations again.
+    """
+    check_compilable(training)
+    divide_batch(training)
+    if bridge is not None and training.gradient_checkpointing:
+        check_recomputable(bridge.llm)
+
+
+def divide_batch(training: TrainingConfig) -> tuple[int, int]:
+    """Return the rows of a pass of one process, and the passes of an update.
+
+    Raises:
+        ConfigError: they do not make up the batch.
+    """
     processes = _num_processes()
-    micro = training.micro_batch_size or max(1, training.batch_size // processes)
-    accumulation = training.batch_size // (micro * processes)
-    if accumulation * micro * processes != training.batch_size:
+    share, rest = divmod(training.batch_size, processes)
+    if rest or not share:
+        raise ConfigError(
+            f"training.batch_size is {training.batch_size}, and {processes} processes share each update; wanted a "
+            f"batch size that {processes} divides. Set training.batch_size, or start another number of processes."
+        )
+    micro = training.micro_batch_size or share
+    if share % micro:
         raise ConfigError(
             f"training.batch_size is {training.batch_size}, and {processes} processes with {micro} rows a pass make "
-            f"{micro * processes} rows; wanted a batch size that this divides. Set training.micro_batch_size."
+            f"{micro * processes} rows; wanted passes that make up the batch. Set training.micro_batch_size to a "
+            f"number that divides {share}."
         )
+    return micro, share // micro
+
+
+def training_arguments(training: TrainingConfig, *, num_rows: int, folder: Path, evaluates: bool) -> TrainingArguments:
+    """Return the Trainer's arguments for a recipe's training part."""
+    micro, accumulation = divide_batch(training)
     steps = num_steps(training, num_rows)
     every = min(training.eval_every or max(1, -(-steps // 8)), steps)
     arguments = TrainingArguments(
@@ -224,6 +263,22 @@ def _num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+@contextmanager
+def _training_pass(bridge: Bridge, training: TrainingConfig) -> Iterator[None]:
+    """Change how a bridge and its LLM compute, as the recipe asks, and change it back: other bridges share the LLM."""
+    before = bridge.recompute_states
+    with ExitStack() as changed:
+        if training.gradient_checkpointing:
+            changed.enter_context(recomputed_activations(bridge.llm))
+        if training.torch_compile:
+            changed.enter_context(compiled_llm(bridge.llm))
+        bridge.recompute_states = training.gradient_checkpointing
+        try:
+            yield
+        finally:
+            bridge.recompute_states = before
+
+
 class _Trainee(torch.nn.Module):
     """The bridge as the Trainer sees it: without `config`, which it would take for a transformers config and set."""
 
@@ -231,10 +286,6 @@ class _Trainee(torch.nn.Module):
         super().__init__()
         self.bridge = bridge
         self.recomputes = training.gradient_checkpointing
-        if self.recomputes:
-            recompute_activations(bridge.llm)
-        if training.torch_compile:
-            compile_llm(bridge.llm)
 
     def train(self, mode: bool = True) -> "_Trainee":
         super().train(mode)
