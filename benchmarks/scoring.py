@@ -162,6 +162,8 @@ def train(
 ) -> None:
     """Train a bridge until its greedy texts of `measured` are answers, twice in turn; what trained is kept at `path`.
 
+    While they are all the same answer it goes on to `max_steps`, and what wrote answers last is kept.
+
     Raises:
         SystemExit: they were not within `max_steps`, and `must_answer`: an evaluation of such texts would be another.
     """
@@ -169,7 +171,7 @@ def train(
     some = measured[::8]
     if not path.is_file():
         optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate)
-        looks_passed = 0
+        looks_passed, found_good = 0, None
         for step in range(1, max_steps + 1):
             batch = [rows[index % len(rows)] for index in range(8 * step, 8 * step + 8)]
             inputs = bridge.processor([row.text for row in batch], answers=[row.answer for row in batch])
@@ -184,16 +186,21 @@ def train(
                     written = Ours(bridge, measured).answer()
                 looks_passed = looks_passed + 1 if set(written) <= set(XNLI) else 0
                 found = sum(text in XNLI for text in written)
-                print(f"step {step}: {found} of {len(written)} texts are answers", file=sys.stderr)
-                if looks_passed == 2:
-                    break
-        if looks_passed < 2 and must_answer:
+                print(
+                    f"step {step}: {found} of {len(written)} texts are answers, {len(set(written))} different texts",
+                    file=sys.stderr,
+                )
+                if looks_passed >= 2:
+                    found_good = {name: tensor.clone() for name, tensor in bridge.trained_state().items()}
+                    if len(set(written)) > 1:
+                        break
+        if found_good is None and must_answer:
             raise SystemExit(
                 f"After {max_steps} steps the bridge's texts were not yet answers twice in turn, so its evaluation "
                 "would measure something else; give --max-steps or --learning-rate another value."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(bridge.trained_state(), path)
+        save_file(found_good or bridge.trained_state(), path)
     load(bridge, path)
 
 

@@ -16,7 +16,7 @@ from benchmarks.memory import fit
 from benchmarks.pair import Row
 from benchmarks.published_pipeline import FUSION_NAMES, IGNORED, PublishedPipeline
 from benchmarks.scoring import train
-from benchmarks.training_step import BareWork, compare_steps
+from benchmarks.training_step import BareWork, build_bridge, compare_steps
 
 from layerbridge.config import BridgeConfig, TransformerSoftmax
 from layerbridge.model.bridge import Bridge
@@ -234,7 +234,7 @@ def test_a_batch_smaller_than_the_number_of_chunks_is_not_cut_into_empty_ones(ti
 
 
 def test_a_bridge_whose_texts_never_become_answers_is_not_measured(tiny_models, tmp_path):
-    bridge, _ = _twins("last_layer", tiny_models)
+    bridge = build_bridge((tiny_models["mt5"], tiny_models["llama"]), "last_layer")
     rows = [Row(text, answer) for text, answer in zip(TEXTS, ANSWERS, strict=True)]
     kept = tmp_path / "bridge.safetensors"
     with pytest.raises(SystemExit, match="After 1 steps the bridge's texts were not yet answers"):

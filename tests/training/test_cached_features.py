@@ -153,6 +153,21 @@ def test_the_command_keeps_features_where_it_is_told_and_within_its_limit(tiny_m
         assert (said["bytes"] <= 150_000) == (said["texts_left_out"] > 0) == bool(limit)
 
 
+def test_a_precision_of_states_that_are_not_kept_is_refused(tiny_models, rows, tmp_path):  # noqa: F811
+    config = recipe(tiny_models, rows, feature_precision="int8")
+    with pytest.raises(ConfigError, match=r"feature_precision is 'int8', and this run keeps no.*Add --cache DIR"):
+        train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_limit_of_no_cache_is_refused(tmp_path):
+    arguments = ["train", str(tmp_path / "recipe.yaml"), "--cache-limit", "3"]
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, ConfigError)
+    assert "none is kept. Add --cache DIR, or leave out --cache-limit" in str(result.exception)
+
+
 @pytest.mark.parametrize(("encoder", "kind"), [({"lora": {"rank": 2}}, "mt5"), ({"train_biases": True}, "xlmr")])
 def test_states_of_an_encoder_that_trains_are_refused_before_the_run_folder_is_made(
     tiny_models,

@@ -9,7 +9,7 @@ from layerbridge.config import BridgeConfig, TrainingConfig, build_config
 from layerbridge.data.example import Example
 from layerbridge.errors import ConfigError
 from layerbridge.model.bridge import Bridge
-from layerbridge.training.compilation import check_compilable, compile_llm
+from layerbridge.training.compilation import check_compilable, compiled_llm
 from layerbridge.training.token_rows import TokenRows
 from layerbridge.training.trainer import BridgeTrainer
 
@@ -39,16 +39,16 @@ def test_a_compiled_llm_gives_the_same_losses_and_gradients_at_any_size(tiny_mod
     scores = bridge.score(TEXTS, ["positive", "no"])
     written = bridge.generate(TEXTS, max_new_tokens=3)
     torch._dynamo.reset()
-    compile_llm(bridge.llm)
     bridge.train()
-    for rows, (loss, gradients) in zip(batches, wanted, strict=True):
-        found, ours = learn(rows)
-        assert found == pytest.approx(loss, rel=1e-5)
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-4)
-    assert torch._dynamo.utils.counters["frames"]["ok"] > 0, "something was compiled"
-    torch.testing.assert_close(bridge.score(TEXTS, ["positive", "no"]), scores)
-    assert bridge.generate(TEXTS, max_new_tokens=3) == written
+    with compiled_llm(bridge.llm):
+        for rows, (loss, gradients) in zip(batches, wanted, strict=True):
+            found, ours = learn(rows)
+            assert found == pytest.approx(loss, rel=1e-5)
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-4)
+        assert torch._dynamo.utils.counters["frames"]["ok"] > 0, "something was compiled"
+        torch.testing.assert_close(bridge.score(TEXTS, ["positive", "no"]), scores)
+        assert bridge.generate(TEXTS, max_new_tokens=3) == written
 
 
 @pytest.mark.parametrize("other", ["gradient_checkpointing", "shard_llm"])
@@ -75,7 +75,11 @@ def test_training_uses_the_compiled_pass_and_dev_looks_do_not(tiny_models, tmp_p
     training = TrainingConfig(torch_compile=True, max_steps=3, batch_size=2, eval_every=1)
     examples = [Example(id=text, language="en", text=text, answer="no") for text in TEXTS]
     rows = TokenRows(examples, bridge.processor, training)
-    BridgeTrainer(
-        bridge, training=training, train=rows, dev=rows, answers=["no", "positive"], folder=tmp_path, progress=False
-    ).train()
-    assert passes == [True] * 3
+    for number in (1, 2):
+        trainer = BridgeTrainer(
+            bridge, training=training, train=rows, dev=rows, answers=["no", "positive"], folder=tmp_path, progress=False
+        )
+        assert "forward" not in vars(bridge.llm), "not before it trains"
+        trainer.train()
+        assert "forward" not in vars(bridge.llm), "and as it was afterwards"
+        assert passes == [True] * 3 * number, "compiled once, not what was compiled before"

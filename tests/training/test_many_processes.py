@@ -18,7 +18,7 @@ from layerbridge.errors import ConfigError
 from layerbridge.model.bridge import Bridge
 from layerbridge.training.batches import SharedBatches, deal
 from layerbridge.training.length_groups import LengthGroups, RandomOrder
-from layerbridge.training.sharding import check_shardable
+from layerbridge.training.sharding import build_sharded, check_shardable
 from layerbridge.training.train import train
 from tests import tiny
 
@@ -190,7 +190,11 @@ HELD = """
     from torch.distributed.device_mesh import init_device_mesh
     from layerbridge.config import load_recipe
     from layerbridge.model.bridge import Bridge
-    from layerbridge.training.sharding import bytes_held, decoder_layers, shard_llm
+    from torch.distributed.tensor import DTensor
+    from layerbridge.training.sharding import decoder_layers, shard_llm
+
+    def bytes_held(llm):
+        return sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in llm.parameters())
 
     rank, found = PartialState(cpu=True).process_index, {}
     folder, answers = Path(sys.argv[1]), ["positive", "no"]
@@ -234,6 +238,17 @@ def test_sharding_is_refused_where_it_cannot_be(tiny_models, rows, tmp_path, mon
     config = recipe(tiny_models, rows).bridge
     with pytest.raises(ConfigError, match="a bridge was given that is built already"):
         check_shardable(config, Bridge.build(config))
+
+
+def test_a_process_whose_starter_does_not_number_it_is_its_machines_first(tiny_models, rows, monkeypatch):
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
+    for name in ("init_device_mesh", "shard_llm"):
+        monkeypatch.setattr(f"layerbridge.training.sharding.{name}", lambda *_: None)
+    bridge = build_sharded(recipe(tiny_models, rows).bridge, seed=0, device=torch.device("cpu"))
+    assert isinstance(bridge, Bridge)
 
 
 # --- which rows each process takes -----------------------------------------------------------------------------------

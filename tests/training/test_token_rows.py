@@ -1,5 +1,7 @@
 """Rows as token ids: what the processor gives batch by batch, tokenised once, padded by any number of workers."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -82,6 +84,23 @@ def test_every_text_is_tokenised_once_and_few_at_a_time(monkeypatch):
     assert [text for part in asked for text in part] == texts
 
 
+def test_long_texts_are_counted_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(token_rows, "TEXTS_AT_ONCE", 4)
+    reads = processor()
+    asked = []
+    original = reads.count_source_tokens
+
+    def counted(texts):
+        asked.append(len(texts))
+        return original(texts)
+
+    monkeypatch.setattr(reads, "count_source_tokens", counted)
+    texts = ["the cat sat on the mat", "cat"] * 5
+    tokens = TokenRows(examples(texts), reads, TrainingConfig(max_source_tokens=4))
+    assert asked == [2, 2, 1]
+    assert tokens.num_cut_texts == 5
+
+
 def test_a_filler_has_nothing_to_count_and_goes_through_both_models():
     reads = processor()
     tokens = TokenRows(examples(["the cat", "one two"]), reads, TrainingConfig())
@@ -114,6 +133,7 @@ def test_any_number_of_workers_gives_the_same_batches(monkeypatch, capfd):
             assert len(ours) == len(theirs) == 13
             assert all(same(batch, other) for batch, other in zip(ours, theirs, strict=True))
     assert "TOKENIZERS_PARALLELISM" not in capfd.readouterr().err, "no warning of a forked tokenizer"
+    assert "TOKENIZERS_PARALLELISM" not in os.environ, "said to the workers alone"
 
 
 def test_a_text_of_no_tokens_stops_before_training():

@@ -25,7 +25,7 @@ from layerbridge.training.length_groups import LengthGroups
 from layerbridge.training.run import open_run
 from layerbridge.training.token_rows import TokenRows, collate
 from layerbridge.training.train import train
-from layerbridge.training.trainer import BridgeTrainer, last_complete_checkpoint, num_steps
+from layerbridge.training.trainer import BridgeTrainer, check_training, last_complete_checkpoint, num_steps
 from tests import tiny
 
 ANSWERS = ("positive", "negative")
@@ -326,6 +326,30 @@ def test_another_recipe_in_the_same_folder_is_refused(tiny_models, rows, tmp_pat
         open_run(tmp_path / "run", recipe(tiny_models, rows, seed=9), overwrite=False)
 
 
+def test_a_run_goes_on_with_smaller_passes_and_another_evaluation_to_the_same_end(tiny_models, rows, tmp_path):
+    """As after an out-of-memory error: what changes no result may change, and recipe.yaml is the latest recipe."""
+    options = {"select": "last", "keep_checkpoints": 9, "adam_epsilon": 1e-3}
+    config = with_dropout_off(recipe(tiny_models, rows, **options))
+    straight = train(config, tmp_path / "run", progress=False).trained_state()
+    (tmp_path / "run/checkpoints/checkpoint-6/trainer_state.json").unlink()
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps(record | {"status": "training"}))
+    changed = {"micro_batch_size": 2, "gradient_checkpointing": True, "keep_checkpoints": 8}
+    data = with_dropout_off(recipe(tiny_models, rows, **{**options, **changed})).model_dump(mode="json")
+    data["evaluation"]["limit"] = 7
+    resumed = train(build_config(Recipe, data, where="test"), tmp_path / "run", progress=False).trained_state()
+    assert json.loads((tmp_path / "run/run.json").read_text())["resumed"] is True
+    for name, tensor in straight.items():
+        torch.testing.assert_close(resumed[name], tensor, atol=2e-5, rtol=1e-4)
+    latest = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())
+    assert (latest["training"]["micro_batch_size"], latest["evaluation"]["limit"]) == (2, 7)
+
+
+def with_dropout_off(config) -> Recipe:
+    fusion = {"name": "transformer_softmax", "feedforward_width": 16, "dropout": 0.0}
+    return build_config(Recipe, config.model_dump(mode="json") | {"fusion": fusion}, where="test")
+
+
 def test_a_first_try_that_failed_does_not_bar_the_corrected_one(tiny_models, rows, tmp_path):
     open_run(tmp_path / "run", recipe(tiny_models, rows, seed=9), overwrite=False)
     train(recipe(tiny_models, rows, max_steps=1), tmp_path / "run", progress=False)
@@ -351,6 +375,35 @@ def test_going_on_with_other_rows_is_refused_with_both_hashes(tiny_models, rows,
 def test_a_batch_that_the_passes_do_not_divide_is_refused(tiny_models, rows, tmp_path):
     with pytest.raises(ConfigError, match="batch_size is 8, and 1 processes with 3 rows a pass"):
         train(recipe(tiny_models, rows, micro_batch_size=3), tmp_path / "run", progress=False)
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_refused_with_what_helps(tiny_models, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for options in ({}, {"micro_batch_size": 1}):
+        with pytest.raises(
+            ConfigError, match="batch_size is 8, and 3 processes share each update.*that 3 divides"
+        ) as e:
+            check_training(recipe(tiny_models, rows, **options).training)
+        assert "micro_batch_size" not in str(e.value)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes with 3 rows a pass make 6 rows.*a number that divides 4"):
+        check_training(recipe(tiny_models, rows, micro_batch_size=3).training)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"torch_compile": True, "gradient_checkpointing": True}, "are both on"),
+        ({"micro_batch_size": 3}, "3 rows a pass"),
+        ({"gradient_checkpointing": True}, "cannot compute their activations again"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_a_text_is_encoded(tiny_models, rows, tmp_path, options, words):
+    bridge = Bridge.build(recipe(tiny_models, rows).bridge)
+    bridge.llm.supports_gradient_checkpointing = False
+    with pytest.raises(ConfigError, match=words):
+        train(recipe(tiny_models, rows, **options), tmp_path / "run", bridge=bridge, cache=tmp_path / "cache")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_other_things_is_never_touched(tiny_models, rows, tmp_path):
