@@ -130,7 +130,8 @@ def assert_same_run(found, wanted):
     for key in ("loss", "eval_loss", "eval_accuracy", "grad_norm"):
         ours, theirs = ([(r["step"], r[key]) for r in metrics(run) if key in r] for run in (found, wanted))
         assert [step for step, _ in ours] == [step for step, _ in theirs]
-        assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], rel=1e-5, abs=1e-5), key
+        close = 1e-4 if key == "grad_norm" else 1e-5  # norms of gradients add up the rounding of all of them
+        assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], rel=close, abs=close), key
     ours, theirs = (load_file(run / "checkpoint/bridge.safetensors") for run in (found, wanted))
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, atol=2e-5, rtol=1e-4)
