@@ -71,7 +71,7 @@ def divide(
     return FeaturePlan(shards=tuple(shards), num_bytes=total, num_left_out=num_left_out)
 
 
-def like_length(lengths: Sequence[int]) -> list[list[int]]:
+def batches_within_budget(lengths: Sequence[int]) -> list[list[int]]:
     """Put texts of like length together, longest first, `BATCH_TOKENS` a batch."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):

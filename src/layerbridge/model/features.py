@@ -28,7 +28,7 @@ from torch import Tensor
 from layerbridge.atomic import replace_file
 from layerbridge.errors import ConfigError, DataError
 from layerbridge.model.encoder import FrozenEncoder
-from layerbridge.model.feature_plan import FeaturePlan, Shard, digest, digest_of_bytes, divide, like_length
+from layerbridge.model.feature_plan import FeaturePlan, Shard, batches_within_budget, digest, digest_of_bytes, divide
 from layerbridge.model.feature_room import FORMAT, make_room
 from layerbridge.model.precision import Kept, KeptError, find_precision, measure_error
 from layerbridge.model.states import States
@@ -187,7 +187,7 @@ class FeatureStore:
         states_NLE = torch.empty(0)
         device = next(self.encoder.model.parameters()).device
         padding = self.encoder.model.config.pad_token_id or 0
-        for batch in like_length(lengths):
+        for batch in batches_within_budget(lengths):
             longest = max(lengths[index] for index in batch)
             ids_BS = torch.full((len(batch), longest), padding, dtype=torch.long)
             mask_BS = torch.zeros((len(batch), longest), dtype=torch.bool)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from layerbridge.config import BridgeConfig
 from layerbridge.errors import ConfigError
 from layerbridge.model.bridge import Bridge
+from layerbridge.model.found_out import stack_of
 
 
 def check_shardable(config: BridgeConfig, bridge: Bridge | None = None) -> None:
@@ -89,9 +90,8 @@ def decoder_layers(llm: PreTrainedModel) -> list[nn.Module]:
         ConfigError: there is no list of as many modules as the LLM has layers.
     """
     wanted = llm.config.get_text_config().num_hidden_layers
-    for module in llm.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted:
-            return list(module)
+    if layers := list(stack_of(llm, wanted)):
+        return layers
     raise ConfigError(
         f"training.shard_llm: found no list of {wanted} decoder layers in a {llm.config.model_type} LLM. Drop "
         "training.shard_llm."
