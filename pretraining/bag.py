@@ -2,14 +2,16 @@
 
 A bag is the mean of RMS-normed embeddings, which is what the encoder computes while its
 layers are still the identity. A step costs a hundredth of the encoder's, so the lexicon of
-27 languages is learned here and the layers start from it.
-Shapes: P pairs, V pieces, E width.
+27 languages is learned here and the layers start from it. Three kinds of steps: translation pairs; the two parts
+of an English document; the two parts of a document of one other language.
+Shapes: P pairs, U different pieces of a batch, V pieces, E width.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pretraining.pairs import MAX_LINE_TOKENS, Lines, PairSampler
+from pretraining.letters import Grams, letter_grams
+from pretraining.pairs import CODES, Lines, PairSampler, Spans
 
 log = logging.getLogger(__name__)
 
@@ -27,61 +30,98 @@ log = logging.getLogger(__name__)
 class BagPlan:
     """Training of the embeddings as bags."""
 
-    steps: int = 6000
+    steps: int = 10_000
     """Optimiser updates."""
     pairs: int = 768
-    halves_share: float = 0.25
-    """Share of pairs that are two halves of one English passage."""
+    english_share: float = 0.2
+    """Share of steps on the parts of English documents."""
+    others_share: float = 0.1
+    """Share of steps on the parts of another language's documents."""
     rate: float = 5e-3
     temperature: float = 0.05
+    parts_temperature: float = 0.15
+    """Of the parts of documents, which have less in common than translations."""
     dropped_share: float = 0.2
     """Share of tokens left out of a bag, so that no single word decides."""
+    max_tokens: int = 128
+    """Tokens of a bag."""
     seed: int = 0
 
 
-def train_bag(lines: Lines, embeddings_VE: np.ndarray, plan: BagPlan, out: Path, *, eos: int) -> np.ndarray:
+def train_bag(lines: Lines, embeddings_VE: np.ndarray, pieces: list[str], plan: BagPlan, out: Path) -> np.ndarray:
     """Trains the [V, E] embeddings once into `out`, overall RMS 1, and loads them."""
     if not out.exists():
-        trained_VE = _run(lines, torch.from_numpy(embeddings_VE), plan, eos).numpy()
+        trained_VE = _run(lines, torch.from_numpy(embeddings_VE), letter_grams(pieces), plan).numpy()
         np.save(out, trained_VE / np.sqrt((trained_VE**2).mean()))
     return np.load(out)
 
 
-def _run(lines: Lines, table_VE: Tensor, plan: BagPlan, eos: int) -> Tensor:
+class Table:
+    """Embeddings of pieces: each one's own vector, and the mean of its n-grams' vectors."""
+
+    def __init__(self, embeddings_VE: Tensor, grams: Grams) -> None:
+        # Unit RMS a row, so that one rate suits frequent and rare pieces.
+        self.own_VE = torch.nn.Parameter(functional.rms_norm(embeddings_VE, embeddings_VE.shape[-1:]))
+        self.grams = grams
+        self.grams_GE = torch.nn.Parameter(torch.zeros(grams.count, embeddings_VE.shape[-1]))
+
+    def rows(self, pieces_U: Tensor) -> Tensor:
+        """The [U, E] embeddings of some pieces."""
+        starts_V, pieces = self.grams.starts_V, pieces_U.numpy()
+        flat, offsets_U = ragged(starts_V[pieces], starts_V[pieces + 1] - starts_V[pieces])
+        ids = torch.from_numpy(self.grams.ids[flat])
+        shared_UE = functional.embedding_bag(ids, self.grams_GE, torch.from_numpy(offsets_U), mode="mean")
+        return self.own_VE[pieces_U] + shared_UE
+
+
+def ragged(begins: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of all members of runs that begin at `begins`, and where each run begins among them."""
+    offsets = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum()) - np.repeat(offsets - begins, lengths), offsets
+
+
+def _run(lines: Lines, embeddings_VE: Tensor, grams: Grams, plan: BagPlan) -> Tensor:
     rng = np.random.default_rng(plan.seed)
-    sampler = PairSampler(
-        lines, pairs=plan.pairs, monolingual=0, halves_share=plan.halves_share, eos=eos, seed=plan.seed
-    )
-    # Unit RMS a row, so that one rate suits frequent and rare pieces.
-    table_VE = torch.nn.Parameter(functional.rms_norm(table_VE, table_VE.shape[-1:]))
-    adam = torch.optim.Adam([table_VE], lr=plan.rate, betas=(0.9, 0.99))
-    target_P = torch.arange(plan.pairs)
-    total = 0.0
+    sampler = PairSampler(lines, seed=plan.seed)
+    table = Table(embeddings_VE, grams)
+    adam = torch.optim.Adam([table.own_VE, table.grams_GE], lr=plan.rate, betas=(0.9, 0.99), fused=True)
+    losses: dict[str, list[float]] = defaultdict(list)
     for step in range(1, plan.steps + 1):
         for group in adam.param_groups:
             group["lr"] = plan.rate * min(1, step / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
-        pairs_P2 = sampler.draw_pairs(plan.pairs)
-        normed_VE = functional.rms_norm(table_VE, table_VE.shape[-1:])
-        bags = [functional.normalize(_bag(lines, normed_VE, side, plan, rng), dim=-1) for side in pairs_P2.T]
-        scores_PP = bags[0] @ bags[1].T / plan.temperature
+        kind, temperature, sides = _draw(sampler, rng, plan)
+        bags = [functional.normalize(_bag(lines, table, side, plan, rng), dim=-1) for side in sides]
+        scores_PP = bags[0] @ bags[1].T / temperature
+        target_P = torch.arange(len(scores_PP))
         loss = (functional.cross_entropy(scores_PP, target_P) + functional.cross_entropy(scores_PP.T, target_P)) / 2
         adam.zero_grad()
         loss.backward()
         adam.step()
-        total += loss.item()
+        losses[kind].append(loss.item())
         if step % 100 == 0:
-            log.info("bag step %d loss %.3f", step, total / 100)
-            total = 0.0
-    return table_VE.detach()
+            log.info("bag step %d %s", step, {k: round(float(np.mean(v)), 3) for k, v in sorted(losses.items())})
+            losses.clear()
+    with torch.no_grad():
+        return table.rows(torch.arange(len(embeddings_VE)))
 
 
-def _bag(lines: Lines, normed_VE: Tensor, chosen_P: np.ndarray, plan: BagPlan, rng: np.random.Generator) -> Tensor:
-    """[P, E] means over the kept tokens of each chosen line."""
-    starts_P = lines.starts_N[chosen_P]
-    lengths_P = np.minimum(lines.starts_N[chosen_P + 1] - starts_P, MAX_LINE_TOKENS)
-    begins_P = np.cumsum(lengths_P) - lengths_P
-    positions = np.arange(lengths_P.sum()) - np.repeat(begins_P - starts_P, lengths_P)
-    tokens = torch.from_numpy(lines.tokens[positions].astype(np.int64))
+def _draw(sampler: PairSampler, rng: np.random.Generator, plan: BagPlan) -> tuple[str, float, tuple[Spans, Spans]]:
+    """What a step is on, its temperature, and its pairs."""
+    at = rng.random()
+    if at < plan.english_share:
+        return "English", plan.parts_temperature, sampler.splits(plan.pairs, CODES.index("en"))
+    if at < plan.english_share + plan.others_share:
+        lang = sampler.other_language(at_least=plan.pairs // 8)
+        return "others", plan.parts_temperature, sampler.splits(plan.pairs, lang)
+    return "translations", plan.temperature, sampler.translations(plan.pairs)
+
+
+def _bag(lines: Lines, table: Table, spans: Spans, plan: BagPlan, rng: np.random.Generator) -> Tensor:
+    """[P, E] sums over the kept tokens of each span."""
+    places, offsets_P = ragged(spans.begins_P, np.minimum(spans.lengths_P, plan.max_tokens))
+    pieces_U, tokens = torch.unique(torch.from_numpy(lines.tokens[places].astype(np.int64)), return_inverse=True)
     kept = torch.from_numpy((rng.random(len(tokens)) > plan.dropped_share).astype(np.float32))
-    offsets = torch.from_numpy(begins_P)
-    return functional.embedding_bag(tokens, normed_VE, offsets, mode="sum", per_sample_weights=kept)
+    rows_UE = table.rows(pieces_U)
+    rows_UE = functional.rms_norm(rows_UE, rows_UE.shape[-1:])
+    offsets_P = torch.from_numpy(offsets_P)
+    return functional.embedding_bag(tokens, rows_UE, offsets_P, mode="sum", per_sample_weights=kept)

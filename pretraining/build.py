@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import MT5EncoderModel, PreTrainedTokenizerBase
 
 from pretraining.bag import BagPlan, train_bag
 from pretraining.card import write_encoder_card, write_llm_card
@@ -30,18 +30,18 @@ from pretraining.pairs import tokenise_lines
 from pretraining.probe import probe_encoder, summary
 from pretraining.tokenizer import build_encoder_tokenizer, build_llm_tokenizer, measure_tokenizer
 
-ENCODER_VOCABULARY = 16_000
+ENCODER_VOCABULARY = 44_000
 ENCODER_SENTENCES = 250_000
 ENCODER_MAX_LENGTH = 512
 LLM_VOCABULARY = 4096
 LLM_MAX_LENGTH = 1024
-MAX_BYTES = 24_000_000
+MAX_BYTES = 40_000_000
 """What both finished folders may weigh together."""
 
 log = logging.getLogger(__name__)
 
 
-def build_encoder(data: Path, work: Path, out: Path, plan: EncoderPlan) -> None:
+def build_encoder(data: Path, work: Path, out: Path, plan: EncoderPlan, bag_plan: BagPlan) -> None:
     """Corpus, tokenizer, SVD, training and yardstick of the encoder."""
     corpus = build_corpus(data, work)
     tokenizer_path = work / "encoder_tokenizer"
@@ -55,14 +55,18 @@ def build_encoder(data: Path, work: Path, out: Path, plan: EncoderPlan) -> None:
     )
     if not (report := work / "encoder_tokenizer.json").exists():
         measure_tokenizer(tokenizer, corpus[0], report)
-    lines = tokenise_lines(corpus, tokenizer, work / "lines.npz")
+    lines = tokenise_lines(corpus, tokenizer, work / "lines.npz", seed=plan.seed)
     svd_VE = build_embeddings(
         lines, work / "embeddings.npy", vocabulary=len(tokenizer), width=plan.width, seed=plan.seed
     )
-    bag_plan = BagPlan(seed=plan.seed)
-    bag_VE = train_bag(lines, svd_VE, bag_plan, work / "bag.npy", eos=tokenizer.eos_token_id)
+    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    bag_VE = train_bag(lines, svd_VE, pieces, bag_plan, work / "bag.npy")
     trained = work / "encoder"
-    model = train_encoder(lines, tokenizer, bag_VE, plan, trained)
+
+    def measure(model: MT5EncoderModel) -> dict:
+        return probe_encoder(model, tokenizer, data)
+
+    model = train_encoder(lines, tokenizer, bag_VE, plan, trained, measure=measure)
     publish(trained, tokenizer, out / "encoder")
     if not (report := trained / "probe.json").exists():
         log.info("encoder\n%s", summary(probe_encoder(model, tokenizer, data, report)))
@@ -111,6 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of stage outputs")
     parser.add_argument("--out", type=Path, required=True, help="gets encoder/ and llm/")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bag-steps", type=int, default=BagPlan.steps)
     parser.add_argument("--encoder-steps", type=int, default=EncoderPlan.steps, help="0 skips the encoder")
     parser.add_argument("--llm-steps", type=int, default=LlmPlan.steps, help="0 skips the LM")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -120,7 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     if options.encoder_steps:
         plan = replace(EncoderPlan(), steps=options.encoder_steps, seed=options.seed)
-        build_encoder(options.data, options.work, options.out, plan)
+        bag_plan = replace(BagPlan(), steps=options.bag_steps, seed=options.seed)
+        build_encoder(options.data, options.work, options.out, plan, bag_plan)
     if options.llm_steps:
         llm_plan = replace(LlmPlan(), steps=options.llm_steps, seed=options.seed)
         build_llm(options.data, options.work, options.out, llm_plan)

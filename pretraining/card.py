@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from pretraining.bag import BagPlan
+from pretraining.instruction_rows import KINDS
 
 CARDS = Path(__file__).parent / "cards"
 
@@ -20,12 +21,13 @@ def write_encoder_card(trained: Path, folder: Path, bag_plan: BagPlan, *, parame
         **plan,
         "bag_steps": bag_plan.steps,
         "bag_pairs": bag_plan.pairs,
-        **{name: round(fmean(row[name] for row in recent), 2) for name in ("ranking", "masked", "first")},
+        **{name: round(fmean(row[name] for row in recent), 2) for name in ("ranking", "parts", "masked", "first")},
         "tokens": _millions(last["tokens"]),
         "minutes": round(last["seconds"] / 60),
         "parameters": _millions(parameters),
         "vocabulary": f"{vocabulary:,}",
         "probe_table": _probe_table(probe),
+        "curve_table": _curve_table(training["measured"], plan),
     }
     _write("encoder", folder, figures)
 
@@ -38,10 +40,10 @@ def write_llm_card(trained: Path, folder: Path, *, parameters: int, vocabulary: 
     figures = {
         **plan,
         **training,
-        "instruction_rows": f"{instructions['rows']:,}",
-        "instruction_epochs": instructions["plan"]["epochs"],
-        "instruction_dev_rows": instructions["dev_rows"],
-        "instruction_accuracy": f"{instructions['history'][-1]['dev_accuracy']:.0%}",
+        "instruction_rows": f"{sum(instructions['rows'].values()):,}",
+        "instruction_steps": f"{instructions['plan']['steps']:,}",
+        "instruction_batch": instructions["plan"]["batch"],
+        "instruction_table": _instruction_table(instructions),
         "tokens": _millions(plan["steps"] * plan["batch"] * plan["window"]),
         "train_tokens": _millions(training["train_tokens"]),
         "held_out_tokens": f"{training['held_out_tokens']:,}",
@@ -57,6 +59,32 @@ def _probe_table(probe: dict) -> str:
     return header + "\n".join(
         f"| {name} | {scores['en']:.1%} | {scores['mean of 26']:.1%} | {probe['retrieval'][name]['mean of 26']:.2f} |"
         for name, scores in probe["accuracy"].items()
+    )
+
+
+def _curve_table(measured: list[dict], plan: dict) -> str:
+    """One line a look: English and the others at the ranked layer and at the last."""
+    places = [f"layer {plan[key]}" for key in ("ranked_layer", "num_layers")]
+    header = "| step | tokens |" + "".join(f" {place}: English, others, retrieval |" for place in places)
+    rows = []
+    for look in measured:
+        cells = [
+            f" {look['accuracy'][place]['en']:.1%}, {look['accuracy'][place]['mean of 26']:.1%}, "
+            f"{look['retrieval'][place]['mean of 26']:.2f} |"
+            for place in places
+        ]
+        rows.append(f"| {look['step']:,} | {_millions(look['tokens'])} |" + "".join(cells))
+    return "\n".join([header, "|---" * 4 + "|", *rows])
+
+
+def _instruction_table(instructions: dict) -> str:
+    header = "| kind | asked | rows | share of what was read | answers | held out | right |\n" + "|---" * 7 + "|\n"
+    shares, accuracy = instructions["plan"]["shares"], instructions["history"][-1]["accuracy"]
+    return header + "\n".join(
+        f"| {name.replace('_', ' ')} | `{KINDS[name].ask}` | {instructions['rows'][name]:,} | "
+        f"{shares[name] / sum(shares.values()):.0%} | {len(KINDS[name].answers) or 'open'} | "
+        f"{instructions['held_out_rows'][name]} | {right:.0%} |"
+        for name, right in accuracy.items()
     )
 
 

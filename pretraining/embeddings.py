@@ -15,7 +15,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from pretraining.pairs import SOURCES, Lines
 
-UNUSED_SOURCES = ("documents", "halves", "tatoeba")
+UNUSED_SOURCES = ("documents", "tatoeba")
 """Rows of one or two languages mostly: their dimensions tell languages apart, not meanings."""
 
 log = logging.getLogger(__name__)

@@ -1,9 +1,11 @@
 """Trains the encoder: an mT5 encoder stack by translation ranking and masked tokens.
 
-Ranking: LaBSE (Feng et al. 2022), in-batch contrast of mean-pooled pairs, both directions.
-Differs from the paper: temperature 1/20 without margin, masked inputs on both sides, and
-token embeddings that start from `embeddings.py` and `bag.py`.
-Shapes: B lines (P English, P partners, M monolingual), T tokens, E width, K masked, V pieces.
+Ranking: LaBSE (Feng et al. 2022), in-batch contrast of mean-pooled pairs, both directions; of translations, and of the
+two parts of English documents. Masked tokens: BERT (Devlin et al. 2019), read off the last layer.
+Differs from LaBSE: the ranking reads a middle layer (in XLM-R and mT5 sentences of different languages are closest in
+the middle, and the last layers serve the masked tokens; this encoder stands in for those); temperature 1/20 without
+margin, masked inputs on both sides, and token embeddings that start from `embeddings.py` and `bag.py`.
+Shapes: B lines (P lefts, P rights, M monolingual), T tokens, E width, K masked, V pieces.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import copy
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +27,17 @@ from transformers import MT5Config, MT5EncoderModel, PreTrainedTokenizerBase
 
 from pretraining.optimiser import MasterOptimiser
 from pretraining.pairs import Batch, Lines, PairSampler
+from pretraining.resume import Progress
 from pretraining.tokenizer import MASK
 
 log = logging.getLogger(__name__)
+
+LOSSES = ("ranking", "parts", "masked")
+SAVE_EVERY = 50
+"""Steps between two writes of what a stopped training goes on from."""
+
+Measure = Callable[[MT5EncoderModel], dict]
+"""What is measured of the encoder along the way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +49,30 @@ class EncoderPlan:
     num_heads: int = 4
     head_width: int = 32
     inner_width: int = 448
-    steps: int = 280
+    steps: int = 600
     """Optimiser updates."""
-    pairs: int = 96
+    pairs: int = 80
     """Translation pairs a batch."""
-    monolingual: int = 16
-    """Lines a batch that only the masked-token loss sees."""
-    halves_share: float = 0.15
-    """Share of pairs that are two halves of one English passage."""
+    splits: int = 24
+    """English documents a batch whose two parts are ranked among themselves."""
+    windows: int = 8
+    """Lines a batch with a translation pair each, for the masked tokens (XLM's translation language modelling)."""
+    monolingual: int = 8
+    """Lines a batch of one language each that only the masked-token loss sees."""
+    ranked_layer: int = 5
+    """The layer whose states the ranking reads."""
     rate: float = 1.5e-3
     embedding_factor: float = 0.15
     """The embeddings' rate as a share of `rate`: masked tokens pull at every piece in every step."""
     temperature: float = 0.05
-    masked_share: float = 0.12
-    masked_weight: float = 0.15
-    """Weight of the masked-token loss beside the ranking loss."""
+    parts_temperature: float = 0.15
+    parts_weight: float = 0.3
+    """Weight of the ranking of parts beside that of translations."""
+    masked_share: float = 0.15
+    max_masked: int = 640
+    """Masked tokens a batch whose loss is computed: over 44,000 pieces it is what a step spends most on."""
+    masked_weight: float = 0.3
+    """Weight of the masked-token loss beside the ranking of translations."""
     seed: int = 0
 
 
@@ -115,8 +136,8 @@ def mask_tokens(
 
 def encoder_losses(
     model: MT5EncoderModel, batch: Batch, plan: EncoderPlan, *, mask_id: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, float]:
-    """Ranking loss, masked-token loss, and the share of pairs ranked first."""
+) -> dict[str, Tensor]:
+    """The three losses, by the names of `LOSSES`, and the share of translations ranked `first`."""
     table_VE = model.shared.weight
     ids_BT, hidden_BT = mask_tokens(
         batch.ids_BT,
@@ -126,43 +147,76 @@ def encoder_losses(
         vocabulary=len(table_VE),
         generator=generator,
     )
-    states_BTE = model(input_ids=ids_BT, attention_mask=batch.mask_BT).last_hidden_state
-    logits_KV = (states_BTE[hidden_BT] * plan.width**-0.5) @ table_VE.T
-    masked = functional.cross_entropy(logits_KV.float(), batch.ids_BT[hidden_BT])
+    places_K = hidden_BT.flatten().nonzero().squeeze(1)
+    if len(places_K) > plan.max_masked:
+        places_K = places_K[torch.randperm(len(places_K), generator=generator)[: plan.max_masked]]
+    device = table_VE.device
+    ids_BT, places_K, attention_BT = ids_BT.to(device), places_K.to(device), batch.mask_BT.to(device)
+    states = model(input_ids=ids_BT, attention_mask=attention_BT, output_hidden_states=True).hidden_states
+    logits_KV = (states[-1].flatten(0, 1)[places_K] * plan.width**-0.5) @ table_VE.T
+    masked = functional.cross_entropy(logits_KV.float(), batch.ids_BT.to(device).flatten()[places_K])
 
-    p = batch.pairs
-    mask_BT1 = batch.mask_BT[: 2 * p, :, None].to(states_BTE.dtype)
-    pooled_BE = functional.normalize((states_BTE[: 2 * p] * mask_BT1).sum(1).float(), dim=-1)
-    scores_PP = pooled_BE[:p] @ pooled_BE[p:].T / plan.temperature
-    target_P = torch.arange(p)
-    ranking = (functional.cross_entropy(scores_PP, target_P) + functional.cross_entropy(scores_PP.T, target_P)) / 2
-    return ranking, masked, float((scores_PP.argmax(1) == target_P).float().mean())
+    pairs = batch.pairs
+    ranked_BTE = functional.rms_norm(states[plan.ranked_layer][: 2 * pairs], (plan.width,))
+    mask_BT1 = attention_BT[: 2 * pairs, :, None].to(ranked_BTE.dtype)
+    pooled_BE = functional.normalize((ranked_BTE * mask_BT1).sum(1).float(), dim=-1)
+    left_PE, right_PE = pooled_BE[:pairs], pooled_BE[pairs:]
+    ranking, first = _ranking(left_PE[: plan.pairs], right_PE[: plan.pairs], plan.temperature)
+    parts, _ = _ranking(left_PE[plan.pairs :], right_PE[plan.pairs :], plan.parts_temperature)
+    return {"ranking": ranking, "parts": parts, "masked": masked, "first": first}
+
+
+def _ranking(left_PE: Tensor, right_PE: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """In-batch contrast in both directions, and the share of lefts whose own right comes first."""
+    scores_PP = left_PE @ right_PE.T / temperature
+    target_P = torch.arange(len(scores_PP), device=scores_PP.device)
+    loss = (functional.cross_entropy(scores_PP, target_P) + functional.cross_entropy(scores_PP.T, target_P)) / 2
+    return loss, (scores_PP.argmax(1) == target_P).float().mean()
 
 
 def train_encoder(
-    lines: Lines, tokenizer: PreTrainedTokenizerBase, embeddings_VE: np.ndarray, plan: EncoderPlan, out: Path
+    lines: Lines,
+    tokenizer: PreTrainedTokenizerBase,
+    embeddings_VE: np.ndarray,
+    plan: EncoderPlan,
+    out: Path,
+    *,
+    measure: Measure | None = None,
 ) -> MT5EncoderModel:
-    """Trains once into `out` (bf16 weights, `training.json` with the figures) and loads it."""
+    """Trains once into `out` (bf16 weights, `training.json` with the figures) and loads it.
+
+    A training that was stopped goes on from what it last wrote beside `out`, and ends with the same weights. With
+    `measure`, the encoder is measured in float32 at three points on the way and at the end: the learning curve, and
+    what 16 bits cost.
+    """
     if not (out / "config.json").exists():
-        model = new_encoder(plan, embeddings_VE).to(torch.bfloat16)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = new_encoder(plan, embeddings_VE).to(device, torch.bfloat16)
         fast = copy.deepcopy(model).train()
         _use_fused_kernels(fast)
-        history = _run(fast, lines, tokenizer, plan)
+        progress = Progress(out.with_suffix(".progress"), every=SAVE_EVERY, plan=asdict(plan))
+        figures = {"plan": asdict(plan)} | _run(fast, lines, tokenizer, plan, progress, measure)
         model.load_state_dict(fast.state_dict())
-        model.eval().save_pretrained(out)
-        figures = {"plan": asdict(plan), "history": history}
+        model.cpu().eval().save_pretrained(out)
         (out / "training.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        progress.finish()
     return MT5EncoderModel.from_pretrained(out, dtype=torch.float32).eval()
 
 
-def _run(model: MT5EncoderModel, lines: Lines, tokenizer: PreTrainedTokenizerBase, plan: EncoderPlan) -> list[dict]:
-    sampler = PairSampler(
-        lines,
+def _run(
+    model: MT5EncoderModel,
+    lines: Lines,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: EncoderPlan,
+    progress: Progress,
+    measure: Measure | None,
+) -> dict:
+    batches = PairSampler(lines, seed=plan.seed).batches(
         pairs=plan.pairs,
+        splits=plan.splits,
+        windows=plan.windows,
         monolingual=plan.monolingual,
-        halves_share=plan.halves_share,
         eos=tokenizer.eos_token_id,
-        seed=plan.seed,
     )
     optimiser = MasterOptimiser(
         model,
@@ -172,19 +226,40 @@ def _run(model: MT5EncoderModel, lines: Lines, tokenizer: PreTrainedTokenizerBas
         embedding_factor=plan.embedding_factor,
     )
     generator = torch.Generator().manual_seed(plan.seed)
+    begun, record = progress.load(optimiser, generator)
+    record = record or {"history": [], "measured": [], "sums": {}, "tokens": 0, "seconds": 0.0}
     mask_id = tokenizer.convert_tokens_to_ids(MASK)
-    history, sums, tokens, started = [], np.zeros(3), 0, time.monotonic()
+    started = time.monotonic() - record["seconds"]
     report_every = max(1, plan.steps // 40)
-    for step, batch in zip(range(1, plan.steps + 1), sampler.batches(), strict=False):
-        ranking, masked, first = encoder_losses(model, batch, plan, mask_id=mask_id, generator=generator)
-        (ranking + plan.masked_weight * masked).backward()
+    for step, batch in islice(zip(range(1, plan.steps + 1), batches, strict=False), begun, None):
+        losses = encoder_losses(model, batch, plan, mask_id=mask_id, generator=generator)
+        (losses["ranking"] + plan.parts_weight * losses["parts"] + plan.masked_weight * losses["masked"]).backward()
         optimiser.step()
-        sums += (ranking.item(), masked.item(), first)
-        tokens += int(batch.mask_BT.sum())
+        record["sums"] = {name: record["sums"].get(name, 0.0) + float(loss.detach()) for name, loss in losses.items()}
+        record["tokens"] += int(batch.mask_BT.sum())
+        record["seconds"] = round(time.monotonic() - started, 1)
         if step % report_every == 0:
-            row = dict(zip(("ranking", "masked", "first"), (sums / report_every).round(3).tolist(), strict=True))
-            row |= {"step": step, "tokens": tokens, "seconds": round(time.monotonic() - started, 1)}
-            history.append(row)
+            row = {name: round(total / report_every, 3) for name, total in record["sums"].items()}
+            row |= {"step": step, "tokens": record["tokens"], "seconds": record["seconds"]}
+            record["history"].append(row)
             log.info("encoder %s", row)
-            sums[:] = 0
-    return history
+            record["sums"] = {}
+        if measure is not None and step in _looks(plan.steps):
+            record["measured"].append(
+                {"step": step, "tokens": record["tokens"]} | measure(_in_float32(model, optimiser))
+            )
+        progress.save(step, optimiser, record, generator)
+    return {"history": record["history"], "measured": record["measured"]}
+
+
+def _looks(steps: int) -> tuple[int, ...]:
+    return (steps // 8, steps // 4, steps // 2, steps)
+
+
+def _in_float32(model: MT5EncoderModel, optimiser: MasterOptimiser) -> MT5EncoderModel:
+    """A copy with the master weights, before they are rounded to 16 bits."""
+    exact = copy.deepcopy(model).float().eval()
+    with torch.no_grad():
+        for parameter, master in zip(exact.parameters(), optimiser.masters, strict=True):
+            parameter.copy_(master)
+    return exact.cpu()

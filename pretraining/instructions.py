@@ -1,21 +1,21 @@
-"""Teaches the English LM to follow two short instructions: name a text's topic, name a headline's category.
+"""Teaches the English LM to follow short instructions: topic, category, sentiment, inference, short answers.
 
-Rows are English sentences written for this project (`instructions/topics.tsv`) and the training rows of the embedded
-headlines; `text`, an instruction, the answer, `</s>`. The answer carries the loss, and the text a little, so that the
-LM stays one. An LLM that one would really bridge to has learned such things by itself.
+The rows are those of `instruction_rows.py`: a text, an instruction, the answer, `</s>`; each time in one of two shapes,
+bare (`text`, a new line, `Topic:`, `Sports`) as after a bridge's soft tokens, or as the tasks' prompts have it
+(`Sentence: text Topic: Sports`). The answer carries the loss, and written texts a little, so that the LM stays one. An
+LLM that one would really bridge to has learned such things by itself.
 
-Shapes: B rows a batch, W tokens of the longest row, V vocabulary.
+Shapes: B rows a batch, W tokens of the longest row, N tokens with a loss, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import random
 import time
-from dataclasses import asdict, dataclass
-from importlib import resources
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,9 +23,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from pretraining.instruction_rows import KINDS, Instruction, instruction_rows
+
 log = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
+POOL = 16
+"""Batches that are sorted by length together, so that rows of like length share one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,121 +36,220 @@ class InstructionPlan:
     """The second stage of the LM's training."""
 
     epochs: int = 5
+    """Parts of the training, each closed by a look at the held-out rows."""
+    steps: int = 1200
+    """Optimiser updates, all epochs together."""
     batch: int = 32
     rate: float = 1e-3
     text_share: float = 0.2
-    """Weight of the text's own next-token loss beside the answer's."""
+    """Weight of the written texts' own next-token loss beside the answers'."""
+    shares: dict[str, float] = field(
+        default_factory=lambda: {
+            "topic": 0.24,
+            "headline": 0.12,
+            "news": 0.08,
+            "sentiment": 0.08,
+            "inference": 0.30,
+            "short_answer": 0.18,
+        }
+    )
+    """Share of each kind among the rows read, however many different ones there are; no row of a kind is read twice
+    before all are read once."""
+    prompted_share: float = 0.5
+    """Share of the rows that are read in the shape of the tasks' prompts."""
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One row: the LM reads text and instruction and is to answer."""
-
-    text: str
-    instruction: str
-    answer: str
-
-
-def instruction_rows() -> tuple[list[Instruction], list[Instruction]]:
-    """Rows to train on, and the headlines' dev rows to measure on."""
-    headlines = resources.files("layerbridge").joinpath("embedded", "headlines", "en")
-    train = _read(HERE / "instructions" / "topics.tsv", "topic", "\nTopic:")
-    train += _read(Path(str(headlines / "train.tsv")), "category", "\nCategory:")
-    return train, _read(Path(str(headlines / "dev.tsv")), "category", "\nCategory:")
 
 
 def train_instructions(
     base: Path, tokenizer: PreTrainedTokenizerBase, plan: InstructionPlan, out: Path
 ) -> LlamaForCausalLM:
-    """Trains once into `out` (bf16 weights; `training.json` of `base` with this stage's figures added) and loads it."""
+    """Trains once into `out` (bf16 weights; `training.json` of `base` with this stage's figures added) and loads it.
+
+    One thread, so that base, rows and seed give the same bits on one machine.
+    """
     if not (out / "config.json").exists():
         model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
-        train, dev = instruction_rows()
+        train, held_out = instruction_rows(plan.seed)
         figures = json.loads((base / "training.json").read_text(encoding="utf-8"))
-        history = _run(model, tokenizer, train, dev, plan)
-        figures["instructions"] = {"plan": asdict(plan), "rows": len(train), "dev_rows": len(dev), "history": history}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            history = _run(model, tokenizer, train, held_out, plan)
+        finally:
+            torch.set_num_threads(threads)
+        figures["instructions"] = {
+            "plan": asdict(plan),
+            "rows": _count(train),
+            "held_out_rows": _count(held_out),
+            "history": history,
+        }
         model.eval().to(torch.bfloat16).save_pretrained(out)
         (out / "training.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+
+
+def draw_rows(train: Sequence[Instruction], plan: InstructionPlan) -> Iterator[list[Instruction]]:
+    """The rows of each epoch: every kind's share of them, in shuffled rounds over all its rows."""
+    rng = random.Random(plan.seed)
+    rounds = {kind: _rounds([row for row in train if row.kind == kind], rng) for kind in plan.shares}
+    for epoch in range(plan.epochs):
+        steps = plan.steps * (epoch + 1) // plan.epochs - plan.steps * epoch // plan.epochs
+        counts = _apportion(plan.shares, steps * plan.batch)
+        rows = [next(rounds[kind]) for kind, count in counts.items() for _ in range(count)]
+        rng.shuffle(rows)
+        yield rows
+
+
+def _rounds(rows: list[Instruction], rng: random.Random) -> Iterator[Instruction]:
+    while True:
+        rng.shuffle(rows)
+        yield from rows
+
+
+def _apportion(shares: dict[str, float], count: int) -> dict[str, int]:
+    """Whole numbers that add up to `count`, each less than one from its share."""
+    total = sum(shares.values())
+    ends, at = [], 0.0
+    for share in shares.values():
+        at += share
+        ends.append(round(count * at / total))
+    return {kind: end - begin for kind, begin, end in zip(shares, [0, *ends[:-1]], ends, strict=True)}
+
+
+def _count(rows: Sequence[Instruction]) -> dict[str, int]:
+    return {kind: sum(row.kind == kind for row in rows) for kind in KINDS}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One row as token ids."""
+
+    read: list[int]
+    answer: list[int]
+    learns_text: bool
+    """Whether what is read carries a loss too."""
+
+    def __len__(self) -> int:
+        return len(self.read) + len(self.answer)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, row: Instruction, *, prompted: bool) -> Tokens:
+    read, answer = row.prompted() if prompted else row.bare()
+    read_ids, answer_ids = tokenizer([read, answer], add_special_tokens=False).input_ids
+    return Tokens(
+        [tokenizer.bos_token_id, *read_ids], [*answer_ids, tokenizer.eos_token_id], KINDS[row.kind].is_written
+    )
 
 
 def _run(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     train: list[Instruction],
-    dev: list[Instruction],
+    held_out: list[Instruction],
     plan: InstructionPlan,
 ) -> list[dict]:
-    steps = plan.epochs * -(-len(train) // plan.batch)
     optimiser = torch.optim.AdamW(model.parameters(), lr=plan.rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, (step + 1) / 20) * (1 - 0.9 * step / steps)
+        optimiser, lambda step: min(1.0, (step + 1) / 20) * (1 - 0.9 * step / plan.steps)
     )
-    rng, history, started = random.Random(plan.seed), [], time.monotonic()
-    for epoch in range(plan.epochs):
-        rng.shuffle(train)
+    rng, history, started = random.Random(plan.seed + 1), [], time.monotonic()
+    for epoch, rows in enumerate(draw_rows(train, plan)):
         model.train()
-        for begin in range(0, len(train), plan.batch):
-            answer, text = _losses(model, tokenizer, train[begin : begin + plan.batch])
-            (answer.mean() + plan.text_share * text).backward()
+        for batch in _batches(tokenizer, rows, plan, rng):
+            answer_B, text = _losses(model, batch, tokenizer.pad_token_id)
+            (answer_B.mean() + plan.text_share * text).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
             optimiser.zero_grad()
-        accuracy = dev_accuracy(model, tokenizer, dev)
-        history.append({"epoch": epoch + 1, "dev_accuracy": accuracy, "seconds": round(time.monotonic() - started, 1)})
+        accuracy = accuracies(model, tokenizer, held_out)
+        history.append({"epoch": epoch + 1, "accuracy": accuracy, "seconds": round(time.monotonic() - started, 1)})
         log.info("instructions %s", history[-1])
     return history
 
 
+def _batches(
+    tokenizer: PreTrainedTokenizerBase, rows: list[Instruction], plan: InstructionPlan, rng: random.Random
+) -> Iterator[list[Tokens]]:
+    """Batches of rows of like length, in no order of length."""
+    for begin in range(0, len(rows), POOL * plan.batch):
+        pool = [
+            _tokens(tokenizer, row, prompted=rng.random() < plan.prompted_share)
+            for row in rows[begin : begin + POOL * plan.batch]
+        ]
+        pool.sort(key=len)
+        batches = [pool[at : at + plan.batch] for at in range(0, len(pool), plan.batch)]
+        rng.shuffle(batches)
+        yield from batches
+
+
 @torch.inference_mode()
-def dev_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, dev: list[Instruction]) -> float:
-    """Share of rows whose right answer is the most probable of all answers."""
+def accuracies(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Instruction], *, batch: int = 64
+) -> dict[str, float]:
+    """Share of right rows by kind, asked bare.
+
+    Right is the row whose answer is the most probable of its kind's answers; where those are open, the row whose answer
+    greedy decoding writes, token by token, with the end after it.
+    """
     model.eval()
-    answers = sorted({row.answer for row in dev})
-    costs = [
-        _losses(model, tokenizer, [Instruction(row.text, row.instruction, answer) for row in dev])[0]
-        for answer in answers
-    ]
-    chosen = torch.stack(costs, dim=1).argmin(dim=1).tolist()
-    return sum(answers[index] == row.answer for index, row in zip(chosen, dev, strict=True)) / len(dev)
+    found = {}
+    for kind, choices in ((kind, KINDS[kind].answers) for kind in KINDS):
+        asked = sorted((row for row in rows if row.kind == kind), key=lambda row: len(row.text))
+        right = 0
+        for begin in range(0, len(asked), batch):
+            part = asked[begin : begin + batch]
+            if not choices:
+                right += _num_written(model, [_tokens(tokenizer, row, prompted=False) for row in part], tokenizer)
+                continue
+            losses_BA = torch.stack([_answer_losses(model, tokenizer, part, answer) for answer in choices], dim=1)
+            chosen = losses_BA.argmin(dim=1).tolist()
+            right += sum(choices[index] == row.answer for index, row in zip(chosen, part, strict=True))
+        if asked:
+            found[kind] = round(right / len(asked), 4)
+    return found
 
 
-def _losses(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: list[Instruction]
-) -> tuple[Tensor, Tensor]:
-    """Each row's summed answer loss (B,), and the mean loss of all text tokens."""
-    ids_BW, answer_BW, text_BW = _batch(tokenizer, rows)
-    mask_BW = text_BW | answer_BW
-    logits_BWV = model(input_ids=ids_BW, attention_mask=mask_BW.long()).logits[:, :-1]
-    losses_BW = functional.cross_entropy(logits_BWV.transpose(1, 2), ids_BW[:, 1:], reduction="none")
-    answer_B = (losses_BW * answer_BW[:, 1:]).sum(dim=1)
-    return answer_B, losses_BW[text_BW[:, 1:]].mean()
+def _answer_losses(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Instruction], answer: str
+) -> Tensor:
+    asked = [_tokens(tokenizer, Instruction(row.kind, row.text, answer), prompted=False) for row in rows]
+    return _losses(model, asked, tokenizer.pad_token_id)[0]
 
 
-def _batch(tokenizer: PreTrainedTokenizerBase, rows: list[Instruction]) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-padded ids, and which of them are answer (its end included) and which text or instruction."""
+def _num_written(model: LlamaForCausalLM, rows: list[Tokens], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows whose every answer token is the most probable one after those before it."""
+    ids_BW, answer_BW, _ = _padded(rows, tokenizer.pad_token_id)
+    best_BW = model(input_ids=ids_BW, use_cache=False).logits[:, :-1].argmax(dim=-1)
+    right_BW = (best_BW == ids_BW[:, 1:]) | ~answer_BW[:, 1:]
+    return int(right_BW.all(dim=1).sum())
 
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False).input_ids
 
-    sequences = [
-        ([tokenizer.bos_token_id, *ids(row.text), *ids(row.instruction)], [*ids(row.answer), tokenizer.eos_token_id])
-        for row in rows
-    ]
-    width = max(len(read) + len(answer) for read, answer in sequences)
-    ids_BW = torch.full((len(rows), width), tokenizer.pad_token_id)
+def _losses(model: LlamaForCausalLM, rows: list[Tokens], pad: int) -> tuple[Tensor, Tensor]:
+    """Each row's summed answer loss (B,), and the mean loss of the tokens of written texts (0 without any).
+
+    Only tokens with a loss get logits. Rows are padded on the right of causal attention, so they need no mask.
+    """
+    ids_BW, answer_BW, text_BW = _padded(rows, pad)
+    has_loss_BW = (answer_BW | text_BW)[:, 1:]
+    states_BWD = model.model(input_ids=ids_BW, use_cache=False).last_hidden_state[:, :-1]
+    logits_NV = model.lm_head(states_BWD[has_loss_BW])
+    losses_N = functional.cross_entropy(logits_NV, ids_BW[:, 1:][has_loss_BW], reduction="none")
+    is_answer_N = answer_BW[:, 1:][has_loss_BW]
+    row_N = has_loss_BW.nonzero()[:, 0]
+    answer_B = losses_N.new_zeros(len(rows)).index_add(0, row_N[is_answer_N], losses_N[is_answer_N])
+    text_N = losses_N[~is_answer_N]
+    return answer_B, text_N.mean() if len(text_N) else losses_N.new_zeros(())
+
+
+def _padded(rows: list[Tokens], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded ids, and which of them are answer (its end included) and which text with a loss."""
+    width = max(map(len, rows))
+    ids_BW = torch.full((len(rows), width), pad)
     answer_BW, text_BW = (torch.zeros((len(rows), width), dtype=torch.bool) for _ in range(2))
-    for index, (read, answer) in enumerate(sequences):
-        end = len(read) + len(answer)
-        ids_BW[index, :end] = torch.tensor(read + answer)
-        text_BW[index, : len(read)] = True
-        answer_BW[index, len(read) : end] = True
+    for index, row in enumerate(rows):
+        begin, end = len(row.read), len(row)
+        ids_BW[index, :end] = torch.tensor(row.read + row.answer)
+        text_BW[index, :begin] = row.learns_text
+        answer_BW[index, begin:end] = True
     return ids_BW, answer_BW, text_BW
-
-
-def _read(path: Path, column: str, instruction: str) -> list[Instruction]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return [Instruction(row["text"], instruction, row[column]) for row in rows]

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from pretraining.corpus import read_json_lines
 from pretraining.optimiser import MasterOptimiser
+from pretraining.resume import Progress
 
 log = logging.getLogger(__name__)
 
-BOOKS_SHARE = 0.35
+BOOKS_SHARE = 0.2
 """Share of the book pieces that are kept: old fiction would drown the rest."""
 SHORT_SOURCES = ("common_voice", "tatoeba", "wikiann", "ntrex")
 SHORT_SHARE = 0.6
 """Share of the one-sentence documents that are kept, short as they are."""
+SAVE_EVERY = 100
+"""Steps between two writes of what a stopped training goes on from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class LlmPlan:
     window: int = 192
     """Tokens a training window; documents run on from one window to the next."""
     batch: int = 16
-    steps: int = 1200
+    steps: int = 2700
     """Optimiser updates."""
     rate: float = 3e-3
     held_out: float = 0.01
@@ -113,7 +117,8 @@ def train_llm(
     """Trains once into `out` (bf16 weights, `training.json` with the figures) and loads it."""
     if not (out / "config.json").exists():
         model = new_llm(plan, tokenizer).to(torch.bfloat16).train()
-        history = _run(model, train, plan)
+        progress = Progress(out.with_suffix(".progress"), every=SAVE_EVERY, plan=asdict(plan))
+        history = _run(model, train, plan, progress)
         model.generation_config.max_new_tokens = 64
         model.eval().save_pretrained(out)
         loss = held_out_loss(model, held_out, plan)
@@ -126,26 +131,31 @@ def train_llm(
             "history": history,
         }
         (out / "training.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        progress.finish()
     return LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
 
 
-def _run(model: LlamaForCausalLM, train: np.ndarray, plan: LlmPlan) -> list[dict]:
+def _run(model: LlamaForCausalLM, train: np.ndarray, plan: LlmPlan, progress: Progress) -> list[dict]:
     optimiser = MasterOptimiser(
         model, rate=plan.rate, steps=plan.steps, warmup_steps=plan.steps // 20, weight_decay=0.05
     )
-    history, total, started = [], 0.0, time.monotonic()
+    begun, record = progress.load(optimiser)
+    history, total = record.get("history", []), record.get("total", 0.0)
+    started = time.monotonic() - record.get("seconds", 0.0)
     report_every = max(1, plan.steps // 40)
-    for step, ids in zip(range(1, plan.steps + 1), _windows(train, plan), strict=False):
+    for step, ids in islice(zip(range(1, plan.steps + 1), _windows(train, plan), strict=False), begun, None):
+        ids = ids.to(model.device)
         logits_BWV = model(input_ids=ids[:, :-1], use_cache=False).logits
         loss = functional.cross_entropy(logits_BWV.flatten(0, 1).float(), ids[:, 1:].flatten())
         loss.backward()
         optimiser.step()
         total += loss.item()
+        seconds = round(time.monotonic() - started, 1)
         if step % report_every == 0:
-            seconds = round(time.monotonic() - started, 1)
             history.append({"step": step, "loss": round(total / report_every, 4), "seconds": seconds})
             log.info("llm %s", history[-1])
             total = 0.0
+        progress.save(step, optimiser, {"history": history, "total": total, "seconds": seconds})
     return history
 
 

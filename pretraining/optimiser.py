@@ -77,3 +77,27 @@ class MasterOptimiser:
             torch._foreach_copy_(self.parameters, self.masters)
         self.step_count += 1
         return float(norm)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return masters and the optimisers' own state, by name, for `load_tensors`."""
+        found = {f"master.{at}": master for at, master in enumerate(self.masters)}
+        for which, optimiser in enumerate(self.optimisers):
+            for at, state in optimiser.state_dict()["state"].items():
+                found |= {f"state.{which}.{at}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        return found
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor], step_count: int) -> None:
+        """Put masters, optimisers and the model where `tensors` was read off after `step_count` updates."""
+        with torch.no_grad():
+            for at, master in enumerate(self.masters):
+                master.copy_(tensors[f"master.{at}"])
+            torch._foreach_copy_(self.parameters, self.masters)
+        for which, optimiser in enumerate(self.optimisers):
+            found = optimiser.state_dict()
+            found["state"] = {}
+            for name, tensor in tensors.items():
+                if name.startswith(f"state.{which}."):
+                    _, _, at, key = name.split(".", 3)
+                    found["state"].setdefault(int(at), {})[key] = tensor
+            optimiser.load_state_dict(found)
+        self.step_count = step_count

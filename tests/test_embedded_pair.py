@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "src" / "layerbridge" / "embedded"
 ENCODER, LLM = EMBEDDED / "encoder", EMBEDDED / "llm"
-MAX_BYTES = 24_000_000
+MAX_BYTES = 40_000_000
 NUM_LAYERS = 8
 
 # One sentence in each of the 27 languages: "Tomorrow the children will go to school by bus."
