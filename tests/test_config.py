@@ -20,6 +20,10 @@ def test_a_bare_name_stands_for_a_part(tmp_path):
     assert recipe.task == cfg.BuiltinTaskConfig(name="sib200")
     assert recipe.name == "recipe"
     assert recipe.bridge == cfg.BridgeConfig(fusion=cfg.LastLayer())
+    assert load(tmp_path, "task: t", "pooling=mean").pooling == cfg.PoolingConfig(name="mean")
+    every = load(tmp_path, "task: t\npooling: mean", "pooling={name: every, size: 4}").pooling
+    assert every == cfg.PoolingConfig(name="every", size=4)
+    assert load(tmp_path, "task: t\npooling: none").pooling == cfg.PoolingConfig()
 
 
 def test_overrides_reach_every_depth_and_are_yaml(tmp_path):
@@ -85,6 +89,22 @@ def test_configs_are_frozen():
         ("task: t\nencoder: {dtype: floa32}", "unknown encoder.dtype 'floa32'. Did you mean 'float32'"),
         ("task: t\nprojector: liner", "unknown projector.name 'liner'. Did you mean 'linear'"),
         ("task: t\nprojector: {hidden_width: 4}", "hidden_width is of projector 'mlp'"),
+        (
+            "task: t\nfusion: {name: global_softmax, heads: 0}",
+            "fusion.heads: Input should be greater than or equal to 1",
+        ),
+        (
+            "task: t\nfusion: {name: attention_pool, weights: entmax}",
+            "unknown fusion.weights 'entmax'. Did you mean 'ent",
+        ),
+        (
+            "task: t\nfusion: {name: attention_pool, temperature: 0}",
+            "fusion.temperature: Input should be greater than 0",
+        ),
+        ("task: t\nfusion: {name: transformer_softmax, heads: 2}", "unknown key 'fusion.heads'"),
+        ("task: t\npooling: men", "unknown pooling.name 'men'. Did you mean 'mean'"),
+        ("task: t\npooling: every", "pooling 'every' has no size; say how many source tokens make a soft token"),
+        ("task: t\npooling: {name: mean, size: 2}", "size is of pooling 'every', and this one is 'mean'; drop it"),
         ("fusion: last_layer", "task is missing"),
         ("- a\n- b", "holds list, wanted a mapping"),
         ("a: [", "is not valid YAML"),

@@ -10,7 +10,8 @@ from layerbridge.config import load_recipe
 from layerbridge.data.tasks import build_task
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-RECIPES = sorted(FOLDER.rglob("*.yaml"))
+STUDIES = sorted((FOLDER / "lab").glob("*.yaml"))
+RECIPES = sorted(set(FOLDER.rglob("*.yaml")) - set(STUDIES))
 TASKS = ("xnli", "indicxnli", "sinhala_news", "amazon_reviews")
 FUSIONS = ("last_layer", "global_softmax_published", "transformer_softmax")
 PAPER = {(task, fusion): FOLDER / "paper" / f"{task}-{fusion}.yaml" for task in TASKS for fusion in FUSIONS}
@@ -66,6 +67,8 @@ PUBLISHED_FUSIONS = {
         "name": "transformer_softmax",
         "feedforward_width": 2048,
         "dropout": 0.1,
+        "temperature": 1.0,
+        "weights": "softmax",
         "normalize_layers": False,
     },
 }
@@ -154,7 +157,8 @@ def test_the_readme_has_one_row_for_every_recipe():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| [")]
     linked = [re.findall(r"\]\(([\w/-]+\.yaml)\)", row.split(" | ")[0]) for row in rows]
-    assert sorted(name for names in linked for name in names) == [p.relative_to(FOLDER).as_posix() for p in RECIPES]
+    files = [path.relative_to(FOLDER).as_posix() for path in sorted([*RECIPES, *STUDIES])]
+    assert sorted(name for names in linked for name in names) == sorted(files)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

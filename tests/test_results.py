@@ -194,12 +194,38 @@ def test_options_that_came_later_leave_the_hashes_of_earlier_results_alone():
     assert config_sha256(before.bridge) == "288847c77481d6fbfbc1e4e028381b66f0830065d29918852a87dc99b311e9cd"
     for later in (
         {"boundary": "random"},
+        {"pooling": {"name": "mean", "size": None}},
         {"training": {"group_by_length": True}},
         {"training": {"fusion_learning_rate": 1e-4}},
         {"task": {"name": "xnli", "dev_rows": 3, "rows_seed": 0}},
     ):
         changed = Recipe.model_validate(before.model_dump() | later)
         assert setup_sha256(changed) != setup_sha256(before)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "setup", "bridge", "later"),
+    [
+        ({"name": "layer_mean"}, "c3c1340f167e", "951cac15ca84", ()),
+        ({"name": "global_softmax"}, "e37c7195296f", "97de8a4dff1b", ("weights", "heads")),
+        ({"name": "global_softmax", "temperature": 0.5}, "eaf9e094d1ad", "e5b0fea22998", ("weights", "heads")),
+        ({"name": "global_softmax_published"}, "10cb14eb7644", "5f7ecce13dc1", ()),
+        ({"name": "transformer_softmax"}, "87408a68fda2", "82157b4c69db", ("weights", "temperature")),
+        ({"name": "attention_pool"}, "57f2d3f31bed", "4faaf9e64cab", ("weights", "temperature", "heads")),
+    ],
+    ids=str,
+)
+def test_options_of_fusions_leave_the_hashes_from_before_them_alone(fusion, setup, bridge, later):
+    """The hashes that were written before there were any."""
+
+    def made(**more):
+        return Recipe(name="x", task={"name": "xnli", "dev_rows": 3}, fusion=fusion | more)
+
+    assert setup_sha256(made()).startswith(setup)
+    assert config_sha256(made().bridge).startswith(bridge)
+    values = {"weights": "entmax15", "temperature": 0.7, "heads": 2}
+    found = {setup_sha256(made(**{option: values[option]})) for option in later}
+    assert len(found | {setup_sha256(made())}) == len(later) + 1
 
 
 def test_setup_hash_of_own_files_ignores_their_folder():

@@ -100,6 +100,11 @@ class TranslatorConfig(FrozenConfig):
     trust_remote_code: bool = False
 
 
+Weights = Literal["softmax", "entmax15", "sparsemax"]
+"""How a fusion's logits become weights; entmax15 (arXiv 1905.05702) and sparsemax (arXiv 1602.02068) give most layers
+none."""
+
+
 class LastLayer(FrozenConfig):
     """The encoder's last layer alone: LangBridge (arXiv 2401.10695)."""
 
@@ -127,6 +132,9 @@ class GlobalSoftmax(FrozenConfig):
 
     name: Literal["global_softmax"] = "global_softmax"
     temperature: float = Field(default=1.0, gt=0)
+    weights: Weights = "softmax"
+    heads: int = Field(default=1, ge=1)
+    """Mixes a token, side by side into the projector."""
     normalize_layers: bool = False
 
 
@@ -143,6 +151,10 @@ class TransformerSoftmax(FrozenConfig):
     name: Literal["transformer_softmax"] = "transformer_softmax"
     feedforward_width: int = Field(default=2048, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the layer weights; the attention inside is as published."""
+    weights: Weights = "softmax"
+    """Likewise."""
     normalize_layers: bool = False
 
 
@@ -150,7 +162,28 @@ class AttentionPool(FrozenConfig):
     """Layer weights per token from one learned query over that token's layers."""
 
     name: Literal["attention_pool"] = "attention_pool"
+    temperature: float = Field(default=1.0, gt=0)
+    weights: Weights = "softmax"
+    heads: int = Field(default=1, ge=1)
+    """Queries, and mixes a token, side by side into the projector."""
     normalize_layers: bool = False
+
+
+class LowRankSoftmax(FrozenConfig):
+    """Layer weights per token from two narrow matrices over what one learned query reads of that token's layers."""
+
+    name: Literal["low_rank_softmax"] = "low_rank_softmax"
+    rank: int = Field(default=16, ge=1)
+    """Width between the two matrices."""
+    temperature: float = Field(default=1.0, gt=0)
+    weights: Weights = "softmax"
+    heads: int = Field(default=1, ge=1)
+    """Mixes a token, side by side into the projector; they share the query and the first matrix."""
+    normalize_layers: bool = False
+
+
+RECOMMENDED: dict[str, Any] = {"name": "transformer_softmax", "normalize_layers": True}
+"""What `fusion: recommended` stands for; options beside the name win over these."""
 
 
 def _fusion_tag(value: Any) -> Any:
@@ -164,13 +197,32 @@ FusionConfig = Annotated[
     | Annotated[GlobalSoftmax, Tag("global_softmax")]
     | Annotated[GlobalSoftmaxPublished, Tag("global_softmax_published")]
     | Annotated[TransformerSoftmax, Tag("transformer_softmax")]
-    | Annotated[AttentionPool, Tag("attention_pool")],
+    | Annotated[AttentionPool, Tag("attention_pool")]
+    | Annotated[LowRankSoftmax, Tag("low_rank_softmax")],
     Discriminator(_fusion_tag),
 ]
 
 
+class PoolingConfig(FrozenConfig):
+    """How many soft tokens a text has; between fusion and projector."""
+
+    name: Literal["none", "mean", "every", "append_mean"] = "none"
+    """`none`: one a source token, as in the paper. `mean`: their mean alone. `every`: the mean of each `size` in a row.
+    `append_mean`: all of them, and then their mean."""
+    size: int | None = Field(default=None, ge=1)
+    """Of `every`, and it must be said: source tokens a soft token; the last one of a text may have fewer."""
+
+    @model_validator(mode="after")
+    def _check_size(self) -> "PoolingConfig":
+        if self.size is not None and self.name != "every":
+            raise ValueError(f"size is of pooling 'every', and this one is {self.name!r}; drop it")
+        if self.size is None and self.name == "every":
+            raise ValueError("pooling 'every' has no size; say how many source tokens make a soft token, such as 4")
+        return self
+
+
 class ProjectorConfig(FrozenConfig):
-    """Encoder width -> LLM width."""
+    """Width of a fused state (the encoder's, times the fusion's heads) -> LLM width."""
 
     name: Literal["linear", "mlp"] = "linear"
     hidden_width: int | None = Field(default=None, ge=1)
@@ -208,6 +260,7 @@ class BridgeConfig(FrozenConfig):
     encoder: EncoderConfig = EncoderConfig()
     llm: LLMConfig = LLMConfig()
     fusion: FusionConfig = TransformerSoftmax()
+    pooling: PoolingConfig = PoolingConfig()
     projector: ProjectorConfig = ProjectorConfig()
     prompt: PromptConfig = PromptConfig()
     boundary: Literal["zeros", "random"] = "zeros"
@@ -217,13 +270,20 @@ class BridgeConfig(FrozenConfig):
     @model_validator(mode="before")
     @classmethod
     def _names_alone(cls, data: Any) -> Any:
-        """Let a bare name stand for a config: `fusion: last_layer` is `fusion: {name: last_layer}`."""
+        """Let a bare name stand for a config: `fusion: last_layer` is `fusion: {name: last_layer}`.
+
+        `fusion: recommended` becomes what it stands for, so that what is saved says it in full.
+        """
         if not isinstance(data, Mapping):
             return data
-        return {k: {"name": v} if k in _NAMED_PARTS and isinstance(v, str) else v for k, v in data.items()}
+        named = {k: {"name": v} if k in _NAMED_PARTS and isinstance(v, str) else v for k, v in data.items()}
+        fusion = named.get("fusion")
+        if isinstance(fusion, Mapping) and fusion.get("name") == "recommended":
+            named["fusion"] = {**RECOMMENDED, **{k: v for k, v in fusion.items() if k != "name"}}
+        return named
 
 
-_NAMED_PARTS = ("encoder", "llm", "fusion", "projector", "task")
+_NAMED_PARTS = ("encoder", "llm", "fusion", "pooling", "projector", "task")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Task, training, evaluation
@@ -291,6 +351,45 @@ TaskConfig = Annotated[
 ]
 
 
+class SelfDistillationConfig(FrozenConfig):
+    """English self-distillation (MT-LLM, arXiv 2406.12739): to be read through the bridge as the text itself is read.
+
+    Costs a pass of the LLM over the rows before step one.
+    """
+
+    weight: float = Field(default=1.0, ge=0)
+    """Of this loss beside the answers' own; 0: only in the stage before."""
+    temperature: float = Field(default=1.0, gt=0)
+    """That both distributions are softened by."""
+    epochs_before: float = Field(default=0.0, ge=0)
+    """Of a stage before the task, with this loss alone, where the answer would begin: no answer is read in it."""
+    texts: str | None = None
+    """A file of English texts, one a line, for that stage; by default the training rows' texts."""
+
+    @model_validator(mode="after")
+    def _check_use(self) -> "SelfDistillationConfig":
+        if not self.weight and not self.epochs_before:
+            raise ValueError("weight and epochs_before are both 0, so it does nothing; set one, or drop it")
+        if self.texts is not None and not self.epochs_before:
+            raise ValueError(
+                "texts are read in the stage before the task, and epochs_before is 0; set it, or drop texts"
+            )
+        return self
+
+
+class NoiseAgreementConfig(FrozenConfig):
+    """Draws the layer mix toward layers in which an English text and the same text with misspellings agree."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """Of this loss beside the answers' own."""
+    temperature: float = Field(default=0.05, gt=0)
+    """Of the softmax that makes wanted layer weights of the layers' agreement."""
+    noise: float = Field(default=0.1, gt=0, le=1)
+    """Share of letters that are dropped, doubled, swapped with the next or replaced."""
+    max_texts: int = Field(default=512, ge=2)
+    """Training texts that agreement is measured on, drawn with the training seed."""
+
+
 class TrainingConfig(FrozenConfig):
     """Defaults are the published set-up (arXiv 2508.09091)."""
 
@@ -334,6 +433,10 @@ class TrainingConfig(FrozenConfig):
     """Spread the frozen LLM over the processes that torchrun started, for LLMs that one GPU cannot hold."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that prepare batches beside the one that trains."""
+    self_distillation: SelfDistillationConfig | None = None
+    """Also learn to be read as the text itself is read; not published, off by default."""
+    noise_agreement: NoiseAgreementConfig | None = None
+    """Also learn to mix layers that misspellings change little; not published, off by default."""
     seed: int = 0
 
 
@@ -457,6 +560,8 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> None:
         resolve(files, "dev")
         for language in files.get("test") or {}:
             resolve(files["test"], language)
+    if isinstance(training := data.get("training"), dict):
+        resolve(training.get("self_distillation"), "texts")
 
 
 def _complaints(kind: type[BaseModel], error: ValidationError) -> Iterator[str]:
@@ -493,7 +598,7 @@ def _short(value: Any) -> str:
 
 
 def _fusion_names() -> list[str]:
-    return [part.__metadata__[0].tag for part in get_args(get_args(FusionConfig)[0])]
+    return [part.__metadata__[0].tag for part in get_args(get_args(FusionConfig)[0])] + ["recommended"]
 
 
 def _unknown_key(kind: type[BaseModel], location: list[str]) -> str:

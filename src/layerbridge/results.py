@@ -198,7 +198,7 @@ def setup_sha256(recipe: Recipe) -> str:
     """Return a sha256 that recipes share which differ in nothing but the seed.
 
     The run's name, evaluation, data paths, and what only moves memory and time about (`HOW_IT_RUNS`) are left out; of a
-    file of one's own, and of `train_data`, the name counts, not the folder.
+    file of one's own, of `train_data` and of `self_distillation.texts` the name counts, not the folder.
     """
     data = recipe.model_dump(
         mode="json",
@@ -215,13 +215,16 @@ def setup_sha256(recipe: Recipe) -> str:
     files = data["task"].get("files")
     if files is not None:
         data["task"]["files"] = {part: files[part] and Path(files[part]).name for part in ("train", "dev")}
+    distillation = data["training"]["self_distillation"]
+    if distillation is not None and distillation["texts"] is not None:
+        distillation["texts"] = Path(distillation["texts"]).name
     return json_sha256(_without_later(data))
 
 
 def _without_later(data: dict[str, Any]) -> dict[str, Any]:
     """Leave out options that came after the first results, at their defaults: earlier hashes stay what they were."""
-    kept = {key: value for key, value in data.items() if (key, value) != ("boundary", "zeros")}
-    for part, later in _LATER.items():
+    kept = {key: value for key, value in data.items() if key not in _LATER_PARTS or value != _LATER_PARTS[key]}
+    for part, later in (*_LATER.items(), ("fusion", _LATER_OF_FUSIONS.get(data["fusion"]["name"], {}))):
         if isinstance(kept.get(part), dict):
             kept[part] = {k: v for k, v in kept[part].items() if k not in later or v != later[k]}
     return kept
@@ -238,10 +241,26 @@ HOW_IT_RUNS = {
 """Options of `training` that move memory and time about, and no result."""
 
 _LATER: dict[str, dict[str, Any]] = {
-    "training": {"fusion_learning_rate": None, "group_by_length": False, "feature_precision": "encoder"},
+    "training": {
+        "fusion_learning_rate": None,
+        "group_by_length": False,
+        "feature_precision": "encoder",
+        "self_distillation": None,
+        "noise_agreement": None,
+    },
     "task": {"rows_seed": None},
 }
 """Part of a recipe -> options that came after the first results, and their defaults."""
+
+_LATER_OF_FUSIONS: dict[str, dict[str, Any]] = {
+    "global_softmax": {"weights": "softmax", "heads": 1},
+    "transformer_softmax": {"weights": "softmax", "temperature": 1.0},
+    "attention_pool": {"weights": "softmax", "temperature": 1.0, "heads": 1},
+}
+"""Fusion -> the same of its own."""
+
+_LATER_PARTS = {"boundary": "zeros", "pooling": {"name": "none", "size": None}}
+"""Parts of a bridge that came later, and their defaults."""
 
 
 def json_sha256(data: Any) -> str:

@@ -32,8 +32,10 @@ FLAGS = {
     "inspect": {"--raw", "--html", "--language", "--encoder", "--llm", "--trust-remote-code"},
     "report": {"--out", "--title", "--reference", "--main"},
     "reproduce": {
-        "--pair", "--data", "--out", "--tasks", "--seeds", "--workers", "--cache", "--cache-limit", "--plan",
+        "--pair", "--data", "--out", "--tasks", "--set-ups", "--seeds", "--workers", "--cache", "--cache-limit",
+        "--plan",
     },
+    "select": {"--out", "--task", "--reference", "--report", "--unfinished"},
 }  # fmt: skip
 
 

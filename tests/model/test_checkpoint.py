@@ -25,6 +25,7 @@ FUSIONS = [
     "global_softmax_published",
     "transformer_softmax",
     "attention_pool",
+    "low_rank_softmax",
     {"name": "single_layer", "layer": 2},
 ]
 

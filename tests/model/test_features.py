@@ -19,7 +19,7 @@ from layerbridge.model.states import LiveStates
 from tests import tiny
 
 TEXTS = [f"the cat {'sat on the mat ' * (i % 4)}{i}" for i in range(23)]
-FUSIONS = ["last_layer", "layer_mean", "global_softmax", "transformer_softmax", "attention_pool"]
+FUSIONS = ["last_layer", "layer_mean", "global_softmax", "transformer_softmax", "attention_pool", "low_rank_softmax"]
 
 
 def build(tiny_models, encoder="mt5", fusion="transformer_softmax", **options) -> Bridge:

@@ -1,8 +1,10 @@
 """A study runs what is missing, shares encoder passes, and ends the same whatever interrupts it."""
 
+import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from layerbridge.cli import app
 from layerbridge.errors import ConfigError
 from layerbridge.model.encoder import FrozenEncoder
 from layerbridge.studies.processes import _take_gpu
+from layerbridge.studies.study import load_study
 from layerbridge.studies.work import StudyError, Workshop
 from tests.studies.grid import LANGUAGES, outcome, write_study
 
@@ -248,7 +251,7 @@ def test_tasks_without_data_are_left_out_and_said(tmp_path, tiny_models):
     for file in tmp_path.glob("data/sib200/*/test.tsv"):
         file.unlink()
     result = CliRunner().invoke(app, ["reproduce", str(study), "--data", str(tmp_path / "data"), "--plan"])
-    assert "only its dev rows are there, and they choose the best step" in str(result.exception)
+    assert "its dev rows are to be evaluated, and they choose the best step; set task.dev_rows" in str(result.exception)
     assert str(tmp_path / "data") not in shown.split("xnli was left out")[1].split("\n")[0]
 
 
@@ -257,12 +260,12 @@ def test_parts_of_a_grid_can_be_added_later_and_the_command_says_all(tmp_path, t
     small = write_study(tmp_path, tiny_models, tasks={"first": FEW, "headlines": FEW}, seeds=[3, 4], main="first")
     arguments = [small, "--out", tmp_path / "out", "--cache", tmp_path / "cache", "--workers", 1]
     reproduce(*arguments, "--tasks", "first", "--seeds", "3")
-    assert command_of(tmp_path / "out") == "layerbridge reproduce small --pair tiny --tasks first --seeds 3"
+    assert command_of(tmp_path / "out") == "layerbridge reproduce small.yaml --pair tiny --tasks first --seeds 3"
     asked = (tmp_path / "out/first/llm_alone/job.json").stat().st_mtime_ns
     reproduce(*arguments, "--seeds", "4")
     assert (tmp_path / "out/first/llm_alone/job.json").stat().st_mtime_ns == asked
     assert (tmp_path / "out/headlines/layer-1/job.json").is_file()
-    assert command_of(tmp_path / "out") == "layerbridge reproduce small --pair tiny"
+    assert command_of(tmp_path / "out") == "layerbridge reproduce small.yaml --pair tiny"
 
 
 FEW = {"task": {"name": "headlines", "max_train_rows": 8, "dev_rows": 4, "rows_seed": 0}, "training": {"max_steps": 1}}
@@ -294,6 +297,8 @@ def test_rows_that_changed_are_asked_again_and_moved_ones_are_not(tmp_path, tiny
     arguments = [small, "--out", tmp_path / "out", "--cache", tmp_path / "cache", "--workers", 1]
     assert "0 of them done" in reproduce(*arguments)
     assert "2 of them done" in reproduce(*arguments, "--plan")
+    more = reproduce(*arguments, "--plan", "--seeds", "0,1")
+    assert re.search(r"own: \d+ s a job so far; \d+ min of one process for the rest\.", more)
     (folder / "si.jsonl").write_text(rows("other", 4))
     assert "0 of them done" in reproduce(*arguments, "--plan")
 
@@ -327,3 +332,73 @@ def test_without_its_packages_a_study_says_so_at_once(study, tmp_path, monkeypat
     monkeypatch.setattr(module, "PACKAGES", ("scipy", "a_package_that_is_not_there"))
     result = CliRunner().invoke(app, ["reproduce", str(study), "--out", str(tmp_path / "out")])
     assert "a_package_that_is_not_there, not installed here: pip install 'layerbridge[study]'" in str(result.exception)
+
+
+def test_a_set_up_can_be_added_later_and_one_that_was_run_cannot_change(tmp_path, tiny_models):
+    keys = {"tasks": {"headlines": FEW}, "seeds": [0], "baselines": [], "pairs": pairs_without_sweep(tiny_models)}
+    set_ups = {"last_layer": {"fusion": "last_layer"}, "layer_mean": {"fusion": "layer_mean"}}
+    small = write_study(tmp_path, tiny_models, set_ups=set_ups, **keys)
+    arguments = [small, "--out", tmp_path / "out", "--cache", tmp_path / "cache", "--workers", 1]
+    reproduce(*arguments, "--set-ups", "last_layer")
+    assert {path.parent.name for path in tmp_path.glob("out/headlines/*/job.json")} == {"last_layer-seed-0"}
+    assert command_of(tmp_path / "out") == "layerbridge reproduce small.yaml --pair tiny --set-ups last_layer"
+    before = (tmp_path / "out/headlines/last_layer-seed-0/job.json").stat().st_mtime_ns
+
+    added = {"fusion": {"name": "layer_mean", "normalize_layers": True}}
+    write_study(tmp_path, tiny_models, set_ups={**set_ups, "added": added}, **keys)
+    reproduce(*arguments)
+    assert (tmp_path / "out/headlines/added-seed-0/job.json").is_file()
+    assert (tmp_path / "out/headlines/last_layer-seed-0/job.json").stat().st_mtime_ns == before
+    assert command_of(tmp_path / "out") == "layerbridge reproduce small.yaml --pair tiny"
+
+    result = CliRunner().invoke(app, ["reproduce", *map(str, arguments), "--set-ups", "layer_men"])
+    assert "Unknown set-up 'layer_men'. Did you mean 'layer_mean'" in str(result.exception)
+
+    write_study(tmp_path, tiny_models, set_ups={**set_ups, "added": {"fusion": "layer_mean"}}, **keys)
+    result = CliRunner().invoke(app, ["reproduce", *map(str, arguments)])
+    assert "where set-up added is another now; a new name would do. Name another folder" in str(result.exception)
+
+
+def test_a_folder_of_before_set_ups_could_be_added_goes_on(tmp_path, tiny_models):
+    keys = {"tasks": {"headlines": FEW}, "seeds": [0], "baselines": [], "pairs": pairs_without_sweep(tiny_models)}
+    small = write_study(tmp_path, tiny_models, **keys)
+    arguments = [small, "--out", tmp_path / "out", "--cache", tmp_path / "cache", "--workers", 1]
+    reproduce(*arguments)
+    path = tmp_path / "out/study.json"
+    record = json.loads(path.read_text())
+    definition = load_study(str(small)).definition("tiny")
+    whole = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({k: v for k, v in record.items() if k != "set_ups"} | {"definition_sha256": whole}))
+    assert "2 of them done" in reproduce(*arguments)
+    assert json.loads(path.read_text()) == record
+    path.write_text(json.dumps({k: v for k, v in record.items() if k != "set_ups"}))
+    result = CliRunner().invoke(app, ["reproduce", *map(str, arguments)])
+    assert "defined otherwise now" in str(result.exception)
+
+
+def pairs_without_sweep(models):
+    return {"tiny": {"title": "tiny models", "defaults": {"encoder": models["mt5"], "llm": models["llama"]}}}
+
+
+def test_a_dev_study_chooses_and_its_log_has_what_its_runs_have(tmp_path, tiny_models):
+    """From the study's file to the log: the plain mean over runs is what the selection says."""
+    keys = {"tasks": {"headlines": HELD_OUT}, "baselines": [], "pairs": pairs_without_sweep(tiny_models)}
+    small = write_study(tmp_path, tiny_models, **keys)
+    reproduce(small, "--out", tmp_path / "out", "--cache", tmp_path / "cache", "--workers", 1)
+    arguments = ["select", str(tmp_path / "out"), "--out", str(tmp_path / "log")]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    log = json.loads((tmp_path / "log/selection.json").read_text(encoding="utf-8"))
+    assert (log["split"], log["languages"], log["n"]) == ("held_out", ["en"], 4)
+    assert (
+        log["studies"][0]["definition_sha256"]
+        == json.loads((tmp_path / "out/study.json").read_text())["definition_sha256"]
+    )
+    for item in log["candidates"]:
+        files = sorted(tmp_path.glob(f"out/headlines/{item['set_up']}-seed-*/evaluation/*/results.json"))
+        read = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+        assert item["accuracy"]["by_seed"] == [r["languages"]["en"]["methods"]["score"]["correct"] / 4 for r in read]
+        assert sorted(item["checkpoints"].values()) == sorted(r["provenance"]["checkpoint_sha256"] for r in read)
+
+
+HELD_OUT = {**FEW, "training": {"max_steps": 1, "select": "last"}, "evaluation": {"split": "held_out"}}

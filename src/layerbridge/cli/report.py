@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from layerbridge.cli.options import shown
+
 
 def report(
     runs: Annotated[
@@ -44,14 +46,9 @@ def report(
 
         options = {"--reference": reference, "--main": main, "--title": title}
         chosen = [part for flag, value in options.items() if value for part in (flag, value)]
-        command = shlex.join(["layerbridge", "report", *map(_shown, runs), *chosen])
+        command = shlex.join(["layerbridge", "report", *map(shown, runs), *chosen])
         analysis = analyse(runs, title=title, reference=reference, main=main, command=command)
     typer.echo(write_report(analysis, out))
-
-
-def _shown(path: Path) -> str:
-    """Return a path without what lies above it on this machine: as it was typed if it is below here, else its end."""
-    return path.name if path.is_absolute() or ".." in path.parts else str(path)
 
 
 def _is_analysis(path: Path) -> bool:

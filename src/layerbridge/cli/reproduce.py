@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from layerbridge.cli.options import names, shown
+
 if TYPE_CHECKING:
     from layerbridge.studies.reproduce import Plan
     from layerbridge.studies.study import Job
@@ -23,6 +25,7 @@ def reproduce(
         Path | None, typer.Option(help="The study's folder; by default runs/STUDY-PAIR.", show_default=False)
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Some of the study's tasks, with commas between.")] = None,
+    set_ups: Annotated[str | None, typer.Option(help="Some of the study's set-ups, with commas between.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds with commas between, such as 0,1; default: all.")] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default one a GPU, or one a core for the embedded pair.")
@@ -71,7 +74,9 @@ def reproduce(
         data=data,
         threads=_threads(count),
         seeds=_seeds(seeds),
-        tasks=[task.strip() for task in tasks.split(",")] if tasks else None,
+        tasks=names(tasks),
+        set_ups=names(set_ups),
+        typed=shown(Path(study)),
         write=not plan,
     )
     torch.set_num_threads(made.threads)
@@ -82,7 +87,7 @@ def reproduce(
     started = []
     left = [job for job in made.jobs if not workshop.is_done(job)]
     if place.leads and place.world == 1 and count > 1 and left:
-        arguments = _arguments(study, pair_name, data, folder, tasks, seeds, cache, cache_limit)
+        arguments = _arguments(study, pair_name, data, folder, tasks, set_ups, seeds, cache, cache_limit)
         started = start_workers(arguments, count=count - 1, threads=made.threads, num_gpus=torch.cuda.device_count())
     finished = False
     try:
@@ -151,6 +156,11 @@ def _show_plan(plan: "Plan", workshop: "Workshop") -> None:
     for cost in found:
         limit = f", the first {cost.limit} rows a language" if cost.limit else ""
         typer.echo(f"{cost.task}: split {cost.split} of {cost.source}{limit}; trained on {cost.train_source}.")
+        if cost.seconds_a_job is not None and cost.num_done < cost.num_jobs:
+            each, left = cost.seconds_a_job, cost.num_jobs - cost.num_done
+            typer.echo(
+                f"{cost.task}: {each:.0f} s a job so far; {left * each / 60:.0f} min of one process for the rest."
+            )
     for note in plan.notes:
         typer.echo(note)
     typer.echo(f"{len(plan.jobs)} jobs, {sum(cost.num_done for cost in found)} of them done, in {plan.out}.")
@@ -210,12 +220,13 @@ def _arguments(
     data: Path | None,
     out: Path,
     tasks: str | None,
+    set_ups: str | None,
     seeds: str | None,
     cache: Path,
     cache_limit: float,
 ) -> list[str]:
     given = ["reproduce", study, "--pair", pair, "--out", str(out), "--workers", "1"]
     given += ["--cache", str(cache), "--cache-limit", str(cache_limit)]
-    for name, value in (("--data", data), ("--tasks", tasks), ("--seeds", seeds)):
+    for name, value in (("--data", data), ("--tasks", tasks), ("--set-ups", set_ups), ("--seeds", seeds)):
         given += [name, str(value)] if value is not None else []
     return given

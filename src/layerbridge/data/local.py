@@ -4,6 +4,7 @@
 English of `indicxnli` is XNLI's, and `nli_en` is English of the same kind for where XNLI's own training rows are not.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +47,13 @@ class LocalTask:
         return keys if self.train_data is None else keys | {"train_data": str(self.train_data)}
 
 
-def local_task(root: Path, name: str) -> LocalTask | None:
+def local_task(root: Path, name: str, *, split: str | None = None) -> LocalTask | None:
     """Find a built-in task in a folder of many sets; looks at names of files only.
 
     Args:
         root: the folder.
         name: the task's.
+        split: to evaluate, and no other; by default the best of `EVALUATED` that has files.
 
     Returns:
         How to read it. None if there is nothing to evaluate or no English to train on: `why_missing` says what.
@@ -61,21 +63,21 @@ def local_task(root: Path, name: str) -> LocalTask | None:
         DataError: two files of one split, so that it is not clear which is meant.
     """
     try:
-        return _find(root, name)
+        return _find(root, name, split)
     except (MissingDataError, UnreachableDataError):
         return None
 
 
-def why_missing(root: Path, name: str) -> str:
+def why_missing(root: Path, name: str, *, split: str | None = None) -> str:
     """Return why `local_task` finds nothing, in words for a user; empty if it finds something."""
     try:
-        _find(root, name)
+        _find(root, name, split)
     except (MissingDataError, UnreachableDataError) as error:
         return str(error)
     return ""
 
 
-def _find(root: Path, name: str) -> LocalTask:
+def _find(root: Path, name: str, asked: str | None) -> LocalTask:
     if name not in TASKS:
         raise ConfigError(unknown_name("task", name, TASKS))
     folders = [root / folder for folder in FOLDERS.get(name, (name,))]
@@ -85,23 +87,23 @@ def _find(root: Path, name: str) -> LocalTask:
             wanted = " or ".join(folder.name for folder in folders)
             raise UnreachableDataError(f"Task {name}: no folder {wanted} in {root}.")
         task = build_task(BuiltinTaskConfig(name=name, data=str(folder)))
-        split, languages = _evaluated(task, folder)
+        split, languages = _evaluated(task, folder, EVALUATED if asked is None else (asked,))
         return LocalTask(
             name=name, data=folder, train_data=_train_data(root, task, folder), split=split, languages=languages
         )
     except (MissingDataError, UnreachableDataError):
-        other = local_task(root, STAND_INS[name]) if name in STAND_INS else None
+        other = local_task(root, STAND_INS[name], split=asked) if name in STAND_INS else None
         if other is None:
             raise
         return other
 
 
-def _evaluated(task: Task, folder: Path) -> tuple[str, tuple[str, ...]]:
-    for split in EVALUATED:
+def _evaluated(task: Task, folder: Path, splits: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    for split in splits:
         possible = [code for code in task.languages if split in task.splits and code in task.languages_of(split)]
         if languages := tuple(code for code in possible if task.has(code, split)):
             return split, languages
-    raise MissingDataError(f"Task {task.name}: {folder.name} has no {' or '.join(EVALUATED)} file of its languages.")
+    raise MissingDataError(f"Task {task.name}: {folder.name} has no {' or '.join(splits)} file of its languages.")
 
 
 def _train_data(root: Path, task: Task, folder: Path) -> Path | None:

@@ -1,7 +1,7 @@
 """The bridge: frozen encoder -> fusion -> projector -> soft tokens -> frozen LLM.
 
-Shapes: B batch, L encoder layers, S source tokens, N source tokens of the whole batch, T LLM positions, A answer tokens
-(of the whole batch, where it stands first), D LLM width, V LLM vocabulary.
+Shapes: B batch, L encoder layers, S source tokens, M soft tokens of the whole batch, C their columns as a padded batch,
+T LLM positions, A answer tokens (of the whole batch, where it stands first), D LLM width, V LLM vocabulary.
 
 The LLM reads `[bos | soft tokens | boundary | text prompt | answer]` (arXiv 2508.09091; bos only where the LLM's
 tokenizer has one). What trains is fusion, projector and boundary, plus adapters or biases that the config adds; that,
@@ -28,6 +28,7 @@ from layerbridge.model.generation import GenerationMixin, check_length
 from layerbridge.model.last_layer import last_layer_at
 from layerbridge.model.lazy_states import LazyStates
 from layerbridge.model.packing import pack_rows, packed_logits, packs
+from layerbridge.model.pooling import SoftTokens, build_pooling
 from layerbridge.model.processor import BridgeInputs, BridgeProcessor
 from layerbridge.model.projector import build_projector, embedding_rms
 from layerbridge.model.scoring import ScoringMixin
@@ -59,10 +60,11 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
         self.fusion = build_fusion(config.fusion, layer_numbers=encoder.layer_numbers, width=encoder.width)
         if encoder.model.dtype == torch.bfloat16:
             self.fusion.matmul_dtype = torch.bfloat16
+        self.pool = build_pooling(config.pooling)
         needs_rms = config.projector.match_rms or config.boundary == "random"
         rms = embedding_rms(embedding, vocabulary, embedding.weight.device) if needs_rms else 1.0
         self.projector = build_projector(
-            config.projector, encoder_width=encoder.width, llm_width=width, embedding_rms=rms
+            config.projector, fused_width=self.fusion.out_width, llm_width=width, embedding_rms=rms
         )
         # Drawn after fusion and projector, so that these start alike however the boundary does.
         start_D = torch.randn(width) * rms if config.boundary == "random" else torch.zeros(width)
@@ -183,30 +185,28 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
         return self.features.states(inputs.source_ids, inputs.source_mask, read)
 
     def fuse(self, inputs: BridgeInputs) -> Fused:
-        """Return the fused encoder states (B, S, E) and each token's layer weights (B, S, L)."""
+        """Return the fused encoder states (B, S, E) and each token's layer weights (B, S, L), before any pooling."""
         states = self.encode(inputs)
         return Fused(*(states.pad(part) for part in self.fusion.mix(states)))
 
-    def soft_tokens(self, inputs: BridgeInputs) -> tuple[Tensor, States]:
-        """Return what stands for the batch's N source tokens in the LLM (N, D), and the states that say which is which.
-
-        In the LLM's dtype.
-        """
+    def soft_tokens(self, inputs: BridgeInputs) -> SoftTokens:
+        """Return what stands for the batch's texts in the LLM (M, D), in its dtype, and where each of them stands."""
         states = self.encode(inputs)
-        mixed_NE, dtype = self.fusion.mix(states).states_NE, self._embedding.weight.dtype
-        with matmuls_in(dtype if dtype == torch.bfloat16 else None, mixed_NE.device):
-            soft_ND = self.projector(mixed_NE)
-        return soft_ND.to(dtype), states
+        pooled = self.pool(self.fusion.mix(states).states_NE, states, inputs.source_mask)
+        dtype = self._embedding.weight.dtype
+        with matmuls_in(dtype if dtype == torch.bfloat16 else None, pooled.tokens_MX.device):
+            soft_MD = self.projector(pooled.tokens_MX)
+        return pooled.of(soft_MD.to(dtype))
 
     def prefix_pieces(self, inputs: BridgeInputs) -> list[Piece]:
         """Return `bos | soft tokens | boundary | text prompt`, each with its mask."""
-        soft_ND, states = self.soft_tokens(inputs)
-        soft_BSD = states.pad(soft_ND)
-        batch = soft_BSD.shape[0]
-        always = torch.ones((batch, 1), dtype=torch.bool, device=soft_BSD.device)
+        soft = self.soft_tokens(inputs)
+        soft_BCD = soft.pad()
+        batch = soft_BCD.shape[0]
+        always = torch.ones((batch, 1), dtype=torch.bool, device=soft_BCD.device)
         pieces = [
-            Piece(soft_BSD, inputs.source_mask),
-            Piece(self.boundary.to(soft_BSD.dtype).expand(batch, 1, -1), always),
+            Piece(soft_BCD, soft.mask_BC),
+            Piece(self.boundary.to(soft_BCD.dtype).expand(batch, 1, -1), always),
             Piece(self.embed(inputs.prompt_ids), inputs.prompt_mask),
         ]
         bos = self.processor.llm_tokenizer.bos_token_id
@@ -229,14 +229,23 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
             inputs: with labels.
             num_items: answer tokens to divide the sum by; by default those of this batch (the mean).
         """
+        logits_AV, targets_A = self.answer_logits(inputs)
+        total = F.cross_entropy(logits_AV.float(), targets_A, reduction="sum")
+        return total / (num_items if num_items is not None else len(targets_A))
+
+    def answer_logits(self, inputs: BridgeInputs) -> tuple[Tensor, Tensor]:
+        """Return the logits (A, V) that predict the answers' tokens and end tokens, row by row, and these tokens (A,).
+
+        Raises:
+            DataError: no answers, or none with a token.
+        """
         if inputs.labels is None:
             raise DataError("This batch has no answers to learn from; give the processor `answers`.")
         labels_BA = inputs.labels
         logits_AV, targets_A = (self._packed_logits if packs(self.llm) else self._padded_logits)(inputs, labels_BA)
         if not len(targets_A):
             raise DataError("No row of this batch has an answer token to learn from; give it at least one answer.")
-        total = F.cross_entropy(logits_AV.float(), targets_A, reduction="sum")
-        return total / (num_items if num_items is not None else len(targets_A))
+        return logits_AV, targets_A
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         """Return `{"loss": ...}` of a batch given as keyword tensors: what trainers call."""
@@ -245,11 +254,11 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
 
     def _packed_logits(self, inputs: BridgeInputs, labels_BA: Tensor) -> tuple[Tensor, Tensor]:
         """Return the answer tokens' logits and ids, the rows read one after another without padding."""
-        soft_ND, states = self.soft_tokens(inputs)
+        soft = self.soft_tokens(inputs)
         bos = self.processor.llm_tokenizer.bos_token_id
-        rows = pack_rows(inputs.source_mask, inputs.prompt_ids, inputs.prompt_mask, labels_BA, bos_id=bos)
+        rows = pack_rows(soft.mask_BC, inputs.prompt_ids, inputs.prompt_mask, labels_BA, bos_id=bos)
         check_length(self.llm, rows.layout.packed_BS.shape[1])
-        embeds_TD = rows.fill(self.embed(rows.ids_T), soft_ND, states.rows_N, self.boundary)
+        embeds_TD = rows.fill(self.embed(rows.ids_T), soft.tokens_MX, soft.rows_M, self.boundary)
         return packed_logits(self.llm, embeds_TD, rows.layout, rows.before_answers_A), rows.answers_A
 
     def _padded_logits(self, inputs: BridgeInputs, labels_BA: Tensor) -> tuple[Tensor, Tensor]:

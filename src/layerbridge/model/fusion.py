@@ -1,8 +1,10 @@
 """Fusion: the hidden states of all encoder layers -> one vector a token.
 
-Shapes: B batch, L encoder layers, S source tokens, N real tokens of the batch, E encoder width, F feed-forward width.
+Shapes: B batch, L encoder layers, S source tokens, N real tokens of the batch, E encoder width, F feed-forward width,
+K heads, R rank. With K heads a fused state is K x E wide, and E stands for that too.
 
 Every fusion is a rule for weights_NL; the fused state is the weighted sum of the (optionally RMS-normalised) layers.
+With K heads it is K such sums side by side, and the weights told are the mean over heads.
 Fusions see real tokens only and read the layers through `States`, which never stacks them. `FUSIONS` is the one table
 of them.
 
@@ -10,7 +12,7 @@ Method: "Global Softmax" and "Transformer Softmax" of arXiv 2508.09091; `last_la
 
 Differs from the paper: layers may be RMS-normalised first; the Transformer Softmax is computed in an exact form that
 needs one vector a token instead of L + 1 (see the class); its key bias, which cancels in the softmax, does not exist;
-plain and published temperature are two fusions with two names.
+plain and published temperature are two fusions with two names; weights may be sparse (`sparse_weights.py`); heads.
 """
 
 import math
@@ -25,7 +27,11 @@ from torch.nn import functional as F  # noqa: N812
 from layerbridge import config as cfg
 from layerbridge.errors import ConfigError, ModelError, unknown_name
 from layerbridge.model.mixing import RMS_EPSILON
+from layerbridge.model.sparse_weights import weights_named
 from layerbridge.model.states import LiveStates, States
+
+HEAD_SPREAD = 0.02
+"""Standard deviation of what several heads start with, where one head starts with zeros."""
 
 
 class Mixed(NamedTuple):
@@ -34,7 +40,7 @@ class Mixed(NamedTuple):
     states_NE: Tensor
     """Fused states, in the dtype of the fusion's parameters."""
     weights_NL: Tensor
-    """Each token's layer weights, summing to one."""
+    """Each token's layer weights, summing to one; the mean over heads."""
 
 
 class Fused(NamedTuple):
@@ -53,6 +59,9 @@ class Fusion(nn.Module):
         layer_numbers: the encoder's own numbers of the L layers that come in, for reports and `single_layer`.
         width: E.
         normalize_layers: divide every state by its root mean square before it is scored and mixed.
+        weights: how logits become weights, a name of `WEIGHTS`.
+        temperature: that logits are divided by first.
+        heads: K mixes a token.
     """
 
     mixes = True
@@ -61,12 +70,29 @@ class Fusion(nn.Module):
     """Of matrix products on one vector a token, such as bfloat16 for states that are no more exact than that; by
     default the parameters' own. Scores, softmaxes, sums over layers and norms keep theirs."""
 
-    def __init__(self, *, layer_numbers: Sequence[int], width: int, normalize_layers: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        layer_numbers: Sequence[int],
+        width: int,
+        normalize_layers: bool = False,
+        weights: str = "softmax",
+        temperature: float = 1.0,
+        heads: int = 1,
+    ) -> None:
         super().__init__()
         self.layer_numbers = tuple(layer_numbers)
         self.num_layers = len(self.layer_numbers)
         self.width = width
         self.normalize_layers = normalize_layers
+        self.temperature = temperature
+        self.num_heads = heads
+        self._weights_of = weights_named(weights)
+
+    @property
+    def out_width(self) -> int:
+        """Width of a fused state."""
+        return self.num_heads * self.width
 
     def forward(self, layers: Sequence[Tensor], mask_BS: Tensor) -> Fused:
         """Mix the layers of a padded batch.
@@ -90,12 +116,15 @@ class Fusion(nn.Module):
         self._check(states)
         dtype = self._dtype(states)
         scale_NL = states.inverse_rms(dtype) if self.normalize_layers else None
-        weights_NL = self.weigh(states, scale_NL, dtype)
-        states_NE = states.weighted_sum(weights_NL if scale_NL is None else weights_NL * scale_NL)
-        return Mixed(states_NE, weights_NL)
+        weights = self.weigh(states, scale_NL, dtype)
+        heads = (weights,) if weights.ndim == 2 else weights.unbind()
+        mixes = [states.weighted_sum(one_NL if scale_NL is None else one_NL * scale_NL) for one_NL in heads]
+        if len(heads) == 1:
+            return Mixed(mixes[0], heads[0])
+        return Mixed(torch.cat(mixes, dim=-1), weights.mean(dim=0))
 
     def weigh(self, states: States, scale_NL: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Return weights_NL that sum to one over the layers, in `dtype`.
+        """Return weights (N, L) that sum to one over the layers, in `dtype`; with several heads (K, N, L).
 
         Args:
             states: the raw states.
@@ -103,6 +132,14 @@ class Fusion(nn.Module):
             dtype: that of the fusion's arithmetic.
         """
         raise NotImplementedError
+
+    def to_weights(self, logits_XL: Tensor) -> Tensor:
+        """Return what logits become at the fusion's temperature: weights that sum to one over the layers."""
+        return self._weights_of(logits_XL if self.temperature == 1.0 else logits_XL / self.temperature)
+
+    def _start(self, size: int) -> Tensor:
+        """Return what a query, or logits, start as: zeros, but with several heads no two alike, (K, size)."""
+        return torch.zeros(size) if self.num_heads == 1 else HEAD_SPREAD * torch.randn(self.num_heads, size)
 
     def _check(self, states: States) -> None:
         if (states.num_layers, states.width) != (self.num_layers, self.width):
@@ -138,14 +175,24 @@ class OneLayer(Fusion):
 
 
 class SameForAllTokens(Fusion):
-    """One weight a layer, known before any state is read: the sum can run while the encoder does."""
+    """One weight a layer, known before any state is read: the sum can run while the encoder does.
+
+    Several heads would each let the encoder run, so they mix held states.
+    """
 
     def layer_weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return weights_L that sum to one."""
+        """Return weights (L,) that sum to one; with several heads (K, L)."""
         raise NotImplementedError
+
+    def weigh(self, states: States, scale_NL: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the same weights for every token."""
+        weights_K1L = self.layer_weights(dtype, states.device).view(self.num_heads, 1, self.num_layers)
+        return weights_K1L.expand(-1, len(states.rows_N), -1)
 
     def mix(self, states: States) -> Mixed:
         """Return the weighted sum, and the same weights for every token."""
+        if self.num_heads > 1:
+            return super().mix(states)
         self._check(states)
         weights_L = self.layer_weights(self._dtype(states), states.device)
         states_NE = states.layer_sum(weights_L, normalized=self.normalize_layers)
@@ -161,16 +208,18 @@ class LayerMean(SameForAllTokens):
 
 
 class GlobalSoftmax(SameForAllTokens):
-    """p = softmax(w / temperature), one learned w a layer, all zero at the start: the layer mean."""
+    """p = softmax(w / temperature), one learned w a layer, all zero at the start: the layer mean.
 
-    def __init__(self, *, temperature: float = 1.0, **shared: object) -> None:
+    Parameter shape: logits_L is (L,); with several heads (K, L).
+    """
+
+    def __init__(self, **shared: object) -> None:
         super().__init__(**shared)  # type: ignore[arg-type]
-        self.temperature = temperature
-        self.logits_L = nn.Parameter(torch.zeros(self.num_layers))
+        self.logits_L = nn.Parameter(self._start(self.num_layers))
 
     def layer_weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return the softmax of the learned logits."""
-        return torch.softmax(self.logits_L / self.temperature, dim=0)
+        """Return the weights of the learned logits."""
+        return self.to_weights(self.logits_L)
 
 
 class GlobalSoftmaxPublished(SameForAllTokens):
@@ -252,23 +301,58 @@ class TransformerSoftmax(Fusion):
             hidden_NF = self._drop(torch.relu(self.feedforward_in(x_NE)))
             x_NE = self.feedforward_norm(x_NE + self._drop(self.feedforward_out(hidden_NF)))
             logits_NL = self.head(x_NE)
-        return torch.softmax(logits_NL.to(dtype), dim=-1)
+        return self.to_weights(logits_NL.to(dtype))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
 
 
 class AttentionPool(Fusion):
-    """Weights per token: softmax over layers of q . h_l / sqrt(E), one learned q, zero at the start: the layer mean."""
+    """Weights per token: softmax over layers of q . h_l / sqrt(E), one learned q, zero at the start: the layer mean.
+
+    Parameter shape: query_E is (E,); with several heads (K, E).
+    """
 
     def __init__(self, **shared: object) -> None:
         super().__init__(**shared)  # type: ignore[arg-type]
-        self.query_E = nn.Parameter(torch.zeros(self.width))
+        self.query_E = nn.Parameter(self._start(self.width))
 
     def weigh(self, states: States, scale_NL: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return the attention of the learned query over each token's layers."""
+        query = self.query_E / math.sqrt(self.width)
+        scores = states.scores(query) if query.ndim == 1 else torch.stack([states.scores(one_E) for one_E in query])
+        return self.to_weights(scores if scale_NL is None else scores * scale_NL)
+
+
+class LowRankSoftmax(Fusion):
+    """Weights per token from two narrow matrices over a first mix of its layers: a small Transformer Softmax.
+
+    One learned query q reads the token's layers, `m = sum_l softmax_l(q . h_l / sqrt(E)) h_l`, and the logits are
+    `W_2 GELU(W_1 m + b_1) + b_2` with W_1 of E -> R and W_2 of R -> L. q, W_2 and b_2 are zero at the start: the layer
+    mean. All tokens share the matrices, and all heads q, W_1 and b_1; K heads take W_2 of R -> K x L.
+
+    Ours. Beside the Transformer Softmax it has no positions, values, norms or feed-forward part, and R (E + K L) + E
+    weights instead of about 4 E^2 + 2 E F.
+    """
+
+    def __init__(self, *, rank: int = 16, **shared: object) -> None:
+        super().__init__(**shared)  # type: ignore[arg-type]
+        self.query_E = nn.Parameter(torch.zeros(self.width))
+        self.down = nn.Linear(self.width, rank)
+        self.up = nn.Linear(rank, self.num_heads * self.num_layers)
+        nn.init.zeros_(self.up.weight)
+        self.up.bias = nn.Parameter(self._start(self.num_layers).flatten())
+
+    def weigh(self, states: States, scale_NL: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the weights that the narrow matrices make of what the query read."""
         scores_NL = states.scores(self.query_E / math.sqrt(self.width))
-        return torch.softmax(scores_NL if scale_NL is None else scores_NL * scale_NL, dim=-1)
+        attention_NL = torch.softmax(scores_NL if scale_NL is None else scores_NL * scale_NL, dim=-1)
+        read_NE = states.weighted_sum(attention_NL if scale_NL is None else attention_NL * scale_NL)
+        with matmuls_in(self.matmul_dtype, states.device):
+            logits = self.up(F.gelu(self.down(read_NE)))
+        if self.num_heads > 1:
+            logits = logits.unflatten(-1, (self.num_heads, self.num_layers)).transpose(0, 1)
+        return self.to_weights(logits.to(dtype))
 
 
 def matmuls_in(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[None]:
@@ -306,6 +390,7 @@ FUSIONS: dict[str, Callable[..., Fusion]] = {
     "global_softmax_published": _from_options(GlobalSoftmaxPublished),
     "transformer_softmax": _from_options(TransformerSoftmax),
     "attention_pool": _from_options(AttentionPool),
+    "low_rank_softmax": _from_options(LowRankSoftmax),
 }
 """Fusion name in a recipe -> builder."""
 

@@ -1,7 +1,7 @@
 """Packing: all rows of a batch one after another in one row, without padding, each attending to itself alone.
 
-Shapes: B rows, T positions of all rows together, S positions of the longest row (or source tokens of it), N source
-tokens of all rows, P prompt tokens, A answer tokens, H heads, C width of a head, D LLM width, V LLM vocabulary.
+Shapes: B rows, T positions of all rows together, S positions of the longest row (or soft tokens of it), N soft tokens
+of all rows, P prompt tokens, A answer tokens, H heads, C width of a head, D LLM width, V LLM vocabulary.
 
 The linear layers, most of an LLM's work, then see real positions only. Attention wants rows: inside the attention
 function queries, keys and values are laid out as rows, attended with torch's causal kernel, which needs no mask, and
@@ -85,23 +85,23 @@ class PackedRows(NamedTuple):
 
 
 def pack_rows(
-    source_mask_BS: Tensor, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor, labels_BA: Tensor, *, bos_id: int | None
+    soft_mask_BS: Tensor, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor, labels_BA: Tensor, *, bos_id: int | None
 ) -> PackedRows:
     """Return where everything stands. An answer's end token is predicted and not read, so it has no position.
 
     Args:
-        source_mask_BS: true at real source tokens, these first.
+        soft_mask_BS: true at soft tokens, these first.
         prompt_ids_BP: of the text prompt; P may be 0.
         prompt_mask_BP: true at its real tokens, these first.
         labels_BA: answers with their end tokens, `IGNORED` after them.
         bos_id: of the LLM's first token, if it has one.
     """
-    source_mask_BS, prompt_mask_BP, answer_mask_BA = source_mask_BS.bool(), prompt_mask_BP.bool(), labels_BA != IGNORED
+    soft_mask_BS, prompt_mask_BP, answer_mask_BA = soft_mask_BS.bool(), prompt_mask_BP.bool(), labels_BA != IGNORED
     num_bos = 0 if bos_id is None else 1
-    sources_B, prompts_B, answers_B = (mask.sum(dim=1) for mask in (source_mask_BS, prompt_mask_BP, answer_mask_BA))
-    layout = Layout.of(num_bos + sources_B + 1 + prompts_B + (answers_B - 1).clamp(min=0))
+    softs_B, prompts_B, answers_B = (mask.sum(dim=1) for mask in (soft_mask_BS, prompt_mask_BP, answer_mask_BA))
+    layout = Layout.of(num_bos + softs_B + 1 + prompts_B + (answers_B - 1).clamp(min=0))
     soft_B1 = layout.starts_B[:, None] + num_bos
-    boundaries_B = layout.starts_B + num_bos + sources_B
+    boundaries_B = layout.starts_B + num_bos + softs_B
     prompt_B1 = boundaries_B[:, None] + 1
     answer_B1 = prompt_B1 + prompts_B[:, None]
 
@@ -115,7 +115,7 @@ def pack_rows(
     return PackedRows(
         layout=layout,
         ids_T=ids_T,
-        soft_BS=soft_B1 + torch.arange(source_mask_BS.shape[1], device=source_mask_BS.device),
+        soft_BS=soft_B1 + torch.arange(soft_mask_BS.shape[1], device=soft_mask_BS.device),
         boundaries_B=boundaries_B,
         answers_A=labels_BA[answer_mask_BA],
         before_answers_A=(answer_B1 - 1 + columns_A)[answer_mask_BA],

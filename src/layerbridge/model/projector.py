@@ -1,6 +1,6 @@
 """Projector: fused encoder states -> soft tokens in the LLM's embedding space.
 
-Shapes: B batch, S source tokens, E encoder width, D LLM width.
+Shapes: M soft tokens of a batch, Z width of a fused state (the encoder's, times the fusion's heads), D LLM width.
 
 `linear` is the published one (arXiv 2508.09091, arXiv 2401.10695). Differs from the papers: `mlp`, and `match_rms`,
 which gives every soft token the root mean square of the LLM's own input embeddings, measured on what its embedding
@@ -22,40 +22,40 @@ class Projector(nn.Module):
         self.layers = layers
         self.target_rms = target_rms
 
-    def forward(self, fused_BSE: Tensor) -> Tensor:
-        """Return soft_BSD."""
-        soft_BSD = self.layers(fused_BSE)
+    def forward(self, fused_MZ: Tensor) -> Tensor:
+        """Return soft_MD."""
+        soft_MD = self.layers(fused_MZ)
         if self.target_rms is None:
-            return soft_BSD
-        soft_BSD = soft_BSD.to(fused_BSE.dtype)  # autocast's products are shorter
-        return soft_BSD * (self.target_rms * torch.rsqrt(soft_BSD.square().mean(-1, keepdim=True) + 1e-12))
+            return soft_MD
+        soft_MD = soft_MD.to(fused_MZ.dtype)  # autocast's products are shorter
+        return soft_MD * (self.target_rms * torch.rsqrt(soft_MD.square().mean(-1, keepdim=True) + 1e-12))
 
 
-def _linear(config: ProjectorConfig, encoder_width: int, llm_width: int) -> nn.Module:
-    return nn.Linear(encoder_width, llm_width)
+def _linear(config: ProjectorConfig, fused_width: int, llm_width: int) -> nn.Module:
+    return nn.Linear(fused_width, llm_width)
 
 
-def _mlp(config: ProjectorConfig, encoder_width: int, llm_width: int) -> nn.Module:
+def _mlp(config: ProjectorConfig, fused_width: int, llm_width: int) -> nn.Module:
     hidden = config.hidden_width or llm_width
-    return nn.Sequential(nn.Linear(encoder_width, hidden), nn.GELU(), nn.Linear(hidden, llm_width))
+    return nn.Sequential(nn.Linear(fused_width, hidden), nn.GELU(), nn.Linear(hidden, llm_width))
 
 
 PROJECTORS = {"linear": _linear, "mlp": _mlp}
 """Projector name in a recipe -> builder."""
 
 
-def build_projector(config: ProjectorConfig, *, encoder_width: int, llm_width: int, embedding_rms: float) -> Projector:
+def build_projector(config: ProjectorConfig, *, fused_width: int, llm_width: int, embedding_rms: float) -> Projector:
     """Build the projector that `config` names.
 
     Args:
         config: name and options.
-        encoder_width: E.
+        fused_width: Z, what the fusion puts out.
         llm_width: D.
         embedding_rms: root mean square of the LLM's input embeddings (`embedding_rms`), used with `match_rms`.
     """
     if config.name not in PROJECTORS:
         raise ConfigError(unknown_name("projector", config.name, PROJECTORS))
-    layers = PROJECTORS[config.name](config, encoder_width, llm_width)
+    layers = PROJECTORS[config.name](config, fused_width, llm_width)
     return Projector(layers, embedding_rms if config.match_rms else None)
 
 

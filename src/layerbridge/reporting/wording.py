@@ -27,6 +27,7 @@ SET_UP_NAMES = {
     "global_softmax": "Global Softmax",
     "global_softmax_published": "Global Softmax as published",
     "attention_pool": "attention pool",
+    "low_rank_softmax": "low-rank softmax",
     "langbridge": "LangBridge's recipe",
     "transformer_softmax": "Transformer Softmax",
     "llm_alone": "LLM alone",

@@ -16,9 +16,16 @@ from layerbridge.evaluation.run_folder import language_code
 from layerbridge.model.processor import BridgeProcessor
 from layerbridge.studies.study import Job, Keys, Pair, Study, merge
 
+HELD_OUT = "held_out"
+"""As `evaluation.split`, in studies: the training rows that `task.dev_rows` set aside. For choosing on a task whose own
+dev and test rows are all to be reported."""
+
 
 def find_tasks(study: Study, pair: Pair, data: Path | None) -> tuple[dict[str, Keys], dict[str, str]]:
     """Find the data of a study's tasks.
+
+    `evaluation.split` of a task decides what is looked for: `test` is the default, and takes dev where there is no test
+    file; any other is taken as it is said.
 
     Args:
         study: the grid.
@@ -29,43 +36,63 @@ def find_tasks(study: Study, pair: Pair, data: Path | None) -> tuple[dict[str, K
         Task name -> recipe keys that say where it is read, and the tasks left out -> why.
 
     Raises:
-        ConfigError: no such folder, or no task in it.
+        ConfigError: no such folder, or no task in it that can be done.
     """
-    names = study.task_names(pair)
     data = None if data is None else data.resolve()
-    if data is None:
-        return {name: {} for name in names}, {}
-    if not data.is_dir():
+    if data is not None and not data.is_dir():
         raise ConfigError(f"No folder of data at {data}. Give one that holds a folder for each task: xnli, sib200, ...")
     found: dict[str, Keys] = {}
-    left_out = {}
-    for name in names:
-        if name not in TASKS:
-            found[name] = {}  # a task of one's own names its files itself
-            continue
-        local = local_task(data, name)
-        if local is None:
-            # The report says it too, and where the folder lies is nobody's business.
-            left_out[name] = why_missing(data, name).replace(str(data), "the data folder")
-            continue
-        recipe = study.recipe(pair, name, study.reference, 0, name="probe")
-        if local.split == "dev" and local.train_data is None and not recipe.task.dev_rows:
-            left_out[name] = "only its dev rows are there, and they choose the best step; set task.dev_rows"
-            continue
-        wanted = recipe.evaluation.languages
-        codes = local.languages if wanted is None else tuple(dict.fromkeys(map(language_code, wanted)))
+    left_out: dict[str, str] = {}
+    for name in study.task_names(pair):
+        # A task of one's own names its files itself.
+        keys = {} if data is None or name not in TASKS else _find(study, pair, name, data, left_out)
+        problem = None if keys is None else _chooses_on_evaluated(study, pair, name, keys)
+        if problem is not None:
+            left_out[name] = problem
+        elif keys is not None:
+            found[name] = keys
+    if not found:
+        place = "can be done" if data is None else f"is in {data}"
+        raise ConfigError(f"None of the tasks of study {study.name} {place}: {' '.join(left_out.values())}")
+    return found, left_out
+
+
+def _find(study: Study, pair: Pair, name: str, data: Path, left_out: dict[str, str]) -> Keys | None:
+    """Return where a built-in task is read in a folder of many sets; None: nowhere, and `left_out` says why."""
+    wanted = study.recipe(pair, name, study.reference, 0, name="probe").evaluation
+    split = None if wanted.split in ("test", HELD_OUT) else wanted.split
+    local = local_task(data, name, split=split)
+    if local is None:
+        # The report says it too, and where the folder lies is nobody's business.
+        left_out[name] = why_missing(data, name, split=split).replace(str(data), "the data folder")
+        return None
+    place: Keys = {"task": local.task_keys}
+    if wanted.split != HELD_OUT:
+        codes = (
+            local.languages if wanted.languages is None else tuple(dict.fromkeys(map(language_code, wanted.languages)))
+        )
         languages = [code for code in codes if code in local.languages]
         absent = [code for code in codes if code not in local.languages]
         if absent:
             left_out[f"{name} in {', '.join(absent)}"] = f"no file of its {local.split} split"
         if not languages:
-            continue
-        place = {"task": local.task_keys, "evaluation": {"split": local.split, "languages": languages}}
-        found[name] = merge(study.stand_ins.get(local.name, {}), place)
-    if not found:
-        reasons = " ".join(left_out.values())
-        raise ConfigError(f"None of the tasks of study {study.name} is in {data}: {reasons}")
-    return found, left_out
+            return None
+        place["evaluation"] = {"split": local.split, "languages": languages}
+    return merge(study.stand_ins.get(local.name, {}), place)
+
+
+def _chooses_on_evaluated(study: Study, pair: Pair, name: str, keys: Keys) -> str | None:
+    """Return what is wrong if a set-up of a task would choose its best step on rows that are evaluated; else None."""
+    for set_up in study.set_ups:
+        recipe = study.recipe(pair, name, set_up, 0, name="probe", extra=[keys])
+        split, rows = recipe.evaluation.split, recipe.task
+        if split == HELD_OUT and not rows.dev_rows:
+            return "its rows held out of training are to be evaluated, and none are; set task.dev_rows"
+        own_dev = split == "dev" and not rows.dev_rows and getattr(rows, "train_data", None) is None
+        if recipe.training.select == "best" and (own_dev or split == HELD_OUT):
+            advice = "set task.dev_rows, or training.select: last" if own_dev else "set training.select: last"
+            return f"its {split} rows are to be evaluated, and they choose the best step; {advice}"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +126,19 @@ class InputCache:
         if key not in self._tasks:
             task = build_task(recipe.task)
             train, dev = task.load_training(recipe.task, seed=seed)
-            splits = load_splits(task, recipe.evaluation)
+            held_out = recipe.evaluation.split == HELD_OUT
+            splits = by_language(dev) if held_out else load_splits(task, recipe.evaluation)
             self._tasks[key] = Inputs(task=task, train=train, dev=dev, splits=splits)
         return self._tasks[key]
+
+
+def by_language(rows: Split) -> dict[str, Split]:
+    """Return a split's rows as one split a language, in their order."""
+    codes = dict.fromkeys(example.language for example in rows.examples)
+    return {
+        code: Split.of((example for example in rows.examples if example.language == code), source=rows.source)
+        for code in codes
+    }
 
 
 def encoder_parts(jobs: Sequence[Job], inputs: InputCache, processor: BridgeProcessor) -> Iterator[list[list[int]]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from layerbridge.atomic import replace_text
 from layerbridge.errors import ConfigError
+from layerbridge.results import json_sha256
 from layerbridge.studies.inputs import find_tasks
 from layerbridge.studies.study import Job, Keys, Pair, Study, jobs_of
 from layerbridge.studies.work import LOCKS, Workshop
@@ -42,6 +43,8 @@ class TaskCost:
     """Optimizer updates."""
     answers_left: int
     """Texts to answer, over all runs, baselines, languages and methods."""
+    seconds_a_job: float | None
+    """Mean of the done ones, on the clock of one process; None: none is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,8 @@ class Plan:
     jobs: tuple[Job, ...]
     left_out: dict[str, str]
     """Task -> why it is not in it."""
+    typed: str
+    """What names the study on the command line."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -70,11 +75,14 @@ class Plan:
         places = json.loads((self.out / STUDY_FILE).read_text(encoding="utf-8"))["jobs"]
         whole = self.study.task_names(self.study.pairs[self.pair_name])
         tasks = [name for name in whole if any(place.startswith(f"{name}/") for place in places)]
-        named = re.findall(r"/(?!layer-)[^/]*-seed-(\d+)$", "\n".join(places), flags=re.M)
-        seeds = sorted({int(seed) for seed in named})
-        command = f"layerbridge reproduce {self.study.name} --pair {self.pair_name}"
+        named = re.findall(r"/(?!layer-)([^/]*)-seed-(\d+)$", "\n".join(places), flags=re.M)
+        seeds = sorted({int(seed) for _, seed in named})
+        set_ups = [name for name in self.study.set_ups if any(name == found for found, _ in named)]
+        command = f"layerbridge reproduce {self.typed} --pair {self.pair_name}"
         if tasks != [name for name in whole if name not in self.left_out]:
             command += f" --tasks {','.join(tasks)}"
+        if set_ups != list(self.study.set_ups):
+            command += f" --set-ups {','.join(set_ups)}"
         if seeds != sorted(self.study.seeds):
             command += f" --seeds {','.join(map(str, seeds))}"
         return command
@@ -95,6 +103,8 @@ def plan_study(
     threads: int,
     seeds: Sequence[int] | None = None,
     tasks: Sequence[str] | None = None,
+    set_ups: Sequence[str] | None = None,
+    typed: str | None = None,
     write: bool = True,
 ) -> Plan:
     """Find a study's data and list its work.
@@ -107,10 +117,12 @@ def plan_study(
         threads: of each process, if the study has not begun yet.
         seeds: by default the study's.
         tasks: by default all of the study's.
+        set_ups: by default all of the study's.
+        typed: what names the study on the command line; by default its name.
         write: begin the study, or note in its folder what is added to it.
 
     Raises:
-        ConfigError: no such pair or task, no data, or another study in the folder.
+        ConfigError: no such pair, task or set-up, no data, or another study in the folder.
     """
     need_packages()
     name, pair = study.pair(pair_name)
@@ -120,11 +132,14 @@ def plan_study(
     with workshop.lock(workshop.out, "study").acquire(timeout=-1):  # processes that start together take turns
         begun = _begun(workshop.out, study, name)
         layers = begun.get("layers") or _layers(study, pair, found, workshop)
-        jobs = jobs_of(study, pair, found, seeds=seeds, layers=layers)
+        jobs = jobs_of(study, pair, found, seeds=seeds, set_ups=set_ups, layers=layers)
+        definition, hashes = _definition(study, name)
+        chosen = study.set_up_names(set_ups) if "set_ups" in begun or not begun else tuple(study.set_ups)
         record = {
             "study": study.name,
             "pair": name,
-            "definition_sha256": _definition(study, name),
+            "definition_sha256": definition,
+            "set_ups": {**begun.get("set_ups", {}), **{name: hashes[name] for name in chosen}},
             "threads": begun.get("threads", threads),
             "layers": layers,
             "jobs": sorted({*begun.get("jobs", ()), *(job.place for job in jobs)}),
@@ -139,6 +154,7 @@ def plan_study(
         threads=record["threads"],
         jobs=tuple(jobs),
         left_out=left_out,
+        typed=typed or study.name,
     )
 
 
@@ -156,7 +172,9 @@ def costs(plan: Plan, workshop: Workshop) -> list[TaskCost]:
 
 def _cost(task: str, plan: Plan, workshop: Workshop) -> TaskCost:
     jobs = [job for job in plan.jobs if job.task == task]
-    left = [job for job in jobs if not workshop.is_done(job)]
+    is_done = [workshop.is_done(job) for job in jobs]
+    left = [job for job, done in zip(jobs, is_done, strict=True) if not done]
+    took = [workshop.seconds(job) for job, done in zip(jobs, is_done, strict=True) if done]
     first = jobs[0].recipe
     read = workshop.inputs.of(first)
     evaluation = first.evaluation
@@ -179,6 +197,7 @@ def _cost(task: str, plan: Plan, workshop: Workshop) -> TaskCost:
             if job.kind == "bridge"
         ),
         answers_left=test_rows * len(evaluation.methods) * len(left),
+        seconds_a_job=sum(took) / len(took) if took else None,
     )
 
 
@@ -189,17 +208,33 @@ def _begun(out: Path, study: Study, pair: str) -> dict:
             raise ConfigError(f"{out} holds files and no {STUDY_FILE}, so it is no study. Choose another folder.")
         return {}
     begun: dict = json.loads(path.read_text(encoding="utf-8"))
-    if (begun["study"], begun["pair"], begun["definition_sha256"]) != (study.name, pair, _definition(study, pair)):
+    if changed := _changes(begun, study, pair):
         raise ConfigError(
             f"{out} holds study {begun['study']} with pair {begun['pair']}, and this is {study.name} with {pair}"
-            + ("" if (begun["study"], begun["pair"]) != (study.name, pair) else ", defined otherwise now")
-            + ". Name another folder with --out, or move that one away."
+            f"{changed}. Name another folder with --out, or move that one away."
         )
     return begun
 
 
-def _definition(study: Study, pair: str) -> str:
-    return hashlib.sha256(json.dumps(study.definition(pair), sort_keys=True).encode()).hexdigest()
+def _changes(begun: dict, study: Study, pair: str) -> str | None:
+    """Return in which way a folder's study is another one; None: it is this one, perhaps with fewer set-ups."""
+    if (begun["study"], begun["pair"]) != (study.name, pair):
+        return ""
+    if "set_ups" not in begun:  # of before set-ups could be added
+        whole = hashlib.sha256(json.dumps(study.definition(pair), sort_keys=True).encode()).hexdigest()
+        return None if begun["definition_sha256"] == whole else ", defined otherwise now"
+    rest, now = _definition(study, pair)
+    if begun["definition_sha256"] != rest:
+        return ", defined otherwise now"
+    other = [name for name, sha256 in begun["set_ups"].items() if now.get(name, sha256) != sha256]
+    return f", where set-up {', '.join(other)} is another now; a new name would do" if other else None
+
+
+def _definition(study: Study, pair: str) -> tuple[str, dict[str, str]]:
+    """Return hashes of what decides the results: of all but the set-ups, and of each of these."""
+    rest = study.definition(pair)
+    ours, theirs = rest.pop("set_ups"), rest["pair"].pop("set_ups", {})
+    return json_sha256(rest), {name: json_sha256([ours[name], theirs.get(name, {})]) for name in ours}
 
 
 def _layers(study: Study, pair: Pair, tasks: dict[str, Keys], workshop: Workshop) -> list[int]:

@@ -107,7 +107,7 @@ class Study(Grid):
         return pair.layer_sweep or self.layer_sweep
 
     def definition(self, pair: str) -> Keys:
-        """Return what decides a study's results with a pair; the seeds may be fewer or more from call to call."""
+        """Return what decides a study's results with a pair; seeds and set-ups may be more from call to call."""
         data = self.model_dump(mode="json", exclude={"seeds", "title", "main", "pairs"}, exclude_defaults=True)
         chosen = self.pairs[pair].model_dump(
             mode="json", exclude={"title", "main", "only_tasks"}, exclude_defaults=True
@@ -121,6 +121,18 @@ class Study(Grid):
             if name not in names:
                 raise ConfigError(f"Study {self.name}: {unknown_name('task', name, names)}")
         return names if pair.only_tasks is None else tuple(name for name in names if name in pair.only_tasks)
+
+    def set_up_names(self, wanted: Iterable[str] | None) -> tuple[str, ...]:
+        """Return the set-ups that are wanted, by default all, in the study's order.
+
+        Raises:
+            ConfigError: no such set-up.
+        """
+        chosen = set(self.set_ups if wanted is None else wanted)
+        for name in sorted(chosen):
+            if name not in self.set_ups:
+                raise ConfigError(f"Study {self.name}: {unknown_name('set-up', name, self.set_ups)}")
+        return tuple(name for name in self.set_ups if name in chosen)
 
     def uses_embedded(self, pair: Pair) -> bool:
         """Return whether a pair is the embedded one, so small that each core can have a process of its own."""
@@ -180,6 +192,7 @@ def jobs_of(
     tasks: Mapping[str, Keys],
     *,
     seeds: Iterable[int] | None = None,
+    set_ups: Iterable[str] | None = None,
     layers: Iterable[int] = (),
 ) -> list[Job]:
     """Return all work of a study with a pair, task by task, the main grid before sweep and baselines.
@@ -189,13 +202,15 @@ def jobs_of(
         pair: of the study.
         tasks: task name -> recipe keys that say where its data is; tasks left out are not in it.
         seeds: by default the study's.
+        set_ups: by default all of the study's.
         layers: the encoder's layer numbers, for the layer sweep.
     """
     seeds, layers = tuple(study.seeds if seeds is None else seeds), tuple(layers)
+    chosen = study.set_up_names(set_ups)
     jobs = []
     for task, keys in tasks.items():
         for seed in seeds:
-            for set_up in study.set_ups:
+            for set_up in chosen:
                 name = f"{set_up}-seed-{seed}"
                 recipe = study.recipe(pair, task, set_up, seed, name=name, extra=[keys])
                 jobs.append(Job(kind="bridge", task=task, name=name, recipe=recipe))

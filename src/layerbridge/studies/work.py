@@ -83,6 +83,10 @@ class Workshop:
         record = _read_json(self._folder(job) / JOB_FILE)
         return "key" in record and record["key"] == self._key(job)
 
+    def seconds(self, job: Job) -> float:
+        """Return how long a done job took on the clock."""
+        return float(_read_json(self._folder(job) / JOB_FILE).get("seconds", 0.0))
+
     def lock(self, folder: Path, place: str) -> FileLock:
         """Return the lock of one piece of work in a folder; the operating system frees it when its holder dies."""
         (folder / LOCKS).mkdir(parents=True, exist_ok=True)
@@ -183,7 +187,7 @@ class Workshop:
         """Do one job, whole."""
         from threadpoolctl import threadpool_limits
 
-        began = time.monotonic()
+        began, began_computing = time.monotonic(), time.process_time()
         folder = self._folder(job)
         logging.getLogger("layerbridge.training").setLevel(logging.ERROR)
         with warnings.catch_warnings(), threadpool_limits(torch.get_num_threads()):
@@ -200,6 +204,7 @@ class Workshop:
             "encoder_passes": passes,
             "features": None if store is None else kept_precision(store),
             "seconds": round(time.monotonic() - began, 1),
+            "processor_seconds": round(time.process_time() - began_computing, 1),
         }
         replace_text(folder / JOB_FILE, json.dumps(record, indent=2) + "\n")
 

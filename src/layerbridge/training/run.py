@@ -32,7 +32,7 @@ def open_run(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
     """
     if overwrite and (folder / RECIPE).is_file():
         _throw_away(folder)
-    if (folder / RECIPE).is_file() and not any(folder.glob("check*/*")):
+    if (folder / RECIPE).is_file() and not any(folder.rglob("checkpoint*/*")):
         _throw_away(folder)  # nothing was learned yet: a first try that failed, not a run to be kept
     if (folder / RECIPE).is_file():
         _check_same(folder, recipe)

@@ -29,6 +29,8 @@ class Row(NamedTuple):
     answer: Tensor
     learned: bool = True
     """False: a filler, from which nothing is learned."""
+    number: int = 0
+    """Among all rows."""
 
 
 class TokenRows(torch.utils.data.Dataset[Row]):
@@ -41,24 +43,33 @@ class TokenRows(torch.utils.data.Dataset[Row]):
         examples: in the order that indices count.
         processor: the two tokenizers and the prompt.
         training: the limits.
+        answered: False: the answers are not even read; each is the end token alone, for what it is predicted from.
 
     Raises:
         DataError: a text or an answer that tokenises to nothing.
     """
 
-    def __init__(self, examples: Sequence[Example], processor: BridgeProcessor, training: TrainingConfig) -> None:
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        processor: BridgeProcessor,
+        training: TrainingConfig,
+        *,
+        answered: bool = True,
+    ) -> None:
         limit = processor.source_limit(training.max_source_tokens)
         self.source_limit = limit
         """Encoder tokens a text at most."""
         self.num_cut_texts = 0
         """Texts longer than the limit of encoder tokens."""
         self.source = _Ragged(self._source_rows(examples, processor))
-        answers = Counter(example.answer for example in examples)
+        answers = Counter(example.answer for example in examples if answered)
         ids = dict(zip(answers, processor.answer_ids(list(answers)), strict=True))
         most = training.max_answer_tokens
         self.num_cut_answers = sum(count for answer, count in answers.items() if len(ids[answer]) > most)
         """Answers longer than the limit of LLM tokens."""
         self.answers = {answer: torch.tensor(cut_answer(row, most)) for answer, row in ids.items()}
+        self.no_answer = None if answered else torch.tensor([processor.llm_tokenizer.eos_token_id])
         self.examples = examples
         varies = processor.prompt.llm_reads_text  # else one prompt serves all rows
         self.prompt = _Ragged(_prompt_rows(examples, processor) if varies else processor.prompt_ids([""]))
@@ -83,8 +94,9 @@ class TokenRows(torch.utils.data.Dataset[Row]):
         return Row(
             source=self.source[place],
             prompt=self.prompt[place % len(self.prompt)],
-            answer=self.answers[self.examples[place].answer],
+            answer=self.answers[self.examples[place].answer] if self.no_answer is None else self.no_answer,
             learned=index >= 0,
+            number=place,
         )
 
     @property
@@ -115,14 +127,21 @@ class _Ragged:
         return [end - start for start, end in zip(self.starts, self.starts[1:], strict=False)]
 
 
-def collate(rows: Sequence[Row], processor: BridgeProcessor) -> dict[str, Tensor]:
+def collate(rows: Sequence[Row], processor: BridgeProcessor, *, numbered: bool = False) -> dict[str, Tensor]:
     """Return rows of token ids as one batch of tensors.
 
     A batch of fillers goes through both models like any other, so it keeps its answers, as `unlearned`; as labels,
     which the Trainer counts, it has none.
+
+    Args:
+        rows: of one batch.
+        processor: pads them.
+        numbered: also say which rows they are (B,), as `row_numbers`.
     """
     inputs: BridgeInputs = processor.batch(*zip(*(row[:3] for row in rows), strict=True))
     batch = inputs.tensors()
+    if numbered:
+        batch["row_numbers"] = torch.tensor([row.number for row in rows])
     if not rows[0].learned:
         batch |= {"labels": torch.full_like(batch["labels"], IGNORED), "unlearned": batch["labels"]}
     return batch

@@ -15,7 +15,9 @@ from layerbridge.data.tasks.task import Task
 from layerbridge.errors import ConfigError, DataError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import TENSORS, load_trained, read_tensors, save_bridge
+from layerbridge.training.distillation_stage import describe_stage, distil_before, stage_texts
 from layerbridge.training.features import describe_features, keep_features, open_store
+from layerbridge.training.objective import build_objective
 from layerbridge.training.run import RECORD, open_run, read_record, write_json
 from layerbridge.training.sharding import build_sharded, check_shardable
 from layerbridge.training.token_rows import TokenRows
@@ -65,6 +67,7 @@ def train(
             f"training.select is 'best', and task {task.name} has no dev rows in the training languages. "
             "Set task.dev_rows to set some training rows aside, or training.select=last."
         )
+    texts = stage_texts(recipe.training, rows)
     processes = PartialState(cpu=not torch.cuda.is_available())
     if recipe.training.shard_llm:
         check_shardable(recipe.bridge, bridge)
@@ -77,17 +80,25 @@ def train(
     train_rows = TokenRows(rows.examples, bridge.processor, recipe.training)
     dev_rows = TokenRows(dev.examples, bridge.processor, recipe.training) if dev.examples else None
     record = describe_rows(bridge, rows, dev, train_rows, recipe)
+    stage_rows = None
+    if texts is not None:
+        stage_rows = TokenRows(texts.examples, bridge.processor, recipe.training, answered=False)
+        record |= {"stage": describe_stage(stage_rows, texts, recipe.training), "stage_sha256": texts.sha256}
     if processes.is_main_process:
         open_run(folder, recipe, overwrite=overwrite)
         _check_same_data(folder, record)
         write_json(folder / RECORD, {"status": "training", **record})
     processes.wait_for_everyone()
 
-    parts = [train_rows] if dev_rows is None else [train_rows, dev_rows]
+    parts = [part for part in (train_rows, dev_rows, stage_rows) if part is not None]
     if cache is not None and bridge.features is not None:
         shown = progress and processes.is_local_main_process
         keep_features(bridge.features, parts, max_bytes=cache_bytes, progress=shown)
+    objective = build_objective(bridge, train_rows, recipe.training)
     passes = bridge.encoder.num_passes
+    begin = last_complete_checkpoint(folder)
+    if stage_rows is not None and begin is None:
+        distil_before(bridge, stage_rows, recipe.training, folder, progress=progress)
     trainer = BridgeTrainer(
         bridge,
         training=recipe.training,
@@ -96,8 +107,8 @@ def train(
         answers=task.answers,
         folder=folder,
         progress=progress,
+        objective=objective,
     )
-    begin = last_complete_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(begin) if begin else None)
     best = _select(trainer, recipe)
 
@@ -111,6 +122,9 @@ def train(
             "features": describe_features(bridge.features, parts, bridge.encoder.num_passes - passes),
             **best,
         }
+        if objective is not None:
+            teacher, agreement = objective.describe()
+            finished |= {"self_distillation": teacher, "noise_agreement": agreement}
         write_json(folder / RECORD, {"status": "finished", **record, **finished})
     return bridge
 
@@ -127,12 +141,12 @@ def _check_precision(training: TrainingConfig, cache: str | Path | None, bridge:
 def _check_same_data(folder: Path, record: dict[str, Any]) -> None:
     """Refuse to go on with a run on other rows than it began with."""
     begun = read_record(folder)
-    for part in ("train", "dev"):
-        before, now = begun.get(f"{part}_sha256"), record[f"{part}_sha256"]
+    for part in ("train", "dev", "stage"):
+        before, now = begun.get(f"{part}_sha256"), record.get(f"{part}_sha256")
         if before is not None and before != now:
             raise DataError(
-                f"Run {folder} was begun on {part} rows with sha256 {before[:16]}, and they now have {now[:16]}: the "
-                "files changed. Put the old ones back, or train anew with --overwrite."
+                f"Run {folder} was begun on {part} rows with sha256 {before[:16]}, and they now have {str(now)[:16]}: "
+                "the files changed. Put the old ones back, or train anew with --overwrite."
             )
 
 

@@ -19,11 +19,13 @@ from layerbridge.config import TrainingConfig
 from layerbridge.errors import CheckpointError, ConfigError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import TENSORS, load_trained, read_tensors, save_bridge
+from layerbridge.model.processor import BridgeInputs
 from layerbridge.training.batches import BatchLoader, SharedBatches
 from layerbridge.training.callbacks import Bar, MetricsFile
 from layerbridge.training.compilation import check_compilable, compiled_llm
 from layerbridge.training.dev_looks import dev_metrics
 from layerbridge.training.length_groups import LengthGroups, RandomOrder
+from layerbridge.training.objective import Objective, check_objective
 from layerbridge.training.recomputation import check_recomputable, mark_layers, recomputed_activations
 from layerbridge.training.token_rows import TokenRows, collate
 
@@ -38,6 +40,9 @@ class BridgeTrainer(Trainer):
         dev: rows to choose the best step by, if any.
         answers: the task's possible answers; None for free text, whose dev score is the loss.
         folder: where training checkpoints and metrics.jsonl go.
+        progress: show a bar.
+        objective: what is minimised; by default the bridge's own loss, the answers' cross-entropy.
+        stage: name of a stage before the task, whose training checkpoints go into a folder of that name.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class BridgeTrainer(Trainer):
         answers: Sequence[str] | None,
         folder: Path,
         progress: bool = True,
+        objective: Objective | None = None,
+        stage: str | None = None,
     ) -> None:
         check_training(training, bridge)
         self.bridge = bridge
@@ -57,14 +64,17 @@ class BridgeTrainer(Trainer):
         self.train_rows = train
         self.dev = dev
         self.answers = answers
-        arguments = training_arguments(training, num_rows=len(train), folder=folder, evaluates=dev is not None)
+        self.objective: Objective | None = objective
+        self.updates_since_log = 0
+        within = folder if stage is None else folder / stage
+        arguments = training_arguments(training, num_rows=len(train), folder=within, evaluates=dev is not None)
         super().__init__(
-            model=_Trainee(bridge, training),
+            model=_Trainee(bridge, training, objective),
             args=arguments,
             train_dataset=train,
             eval_dataset=dev,
-            data_collator=partial(collate, processor=bridge.processor),
-            callbacks=[MetricsFile(folder / "metrics.jsonl")],
+            data_collator=partial(collate, processor=bridge.processor, numbered=objective is not None),
+            callbacks=[MetricsFile(folder / "metrics.jsonl", stage)],
         )
         if self.args.process_index:  # dropout of their own; weights and the order of rows are drawn from elsewhere
             torch.manual_seed(training.seed + 1_000_003 * self.args.process_index)
@@ -114,6 +124,18 @@ class BridgeTrainer(Trainer):
             num_workers=self.training.num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the passes of an update, and count it."""
+        self.updates_since_log += 1
+        return super().get_batch_samples(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with a column for each term of the objective beside the loss."""
+        if self.objective is not None and "loss" in logs:
+            logs |= self.objective.columns(self.updates_since_log, self.bridge.device)
+            self.updates_since_log = 0
+        super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return loss, and accuracy where there are answers to choose from, on the dev rows."""
@@ -165,13 +187,15 @@ def check_training(training: TrainingConfig, bridge: Bridge | None = None) -> No
         bridge: once there is one.
 
     Raises:
-        ConfigError: options that do not go together, passes that do not make up a batch, or an LLM that cannot compute
-            its activations again.
+        ConfigError: options that do not go together, passes that do not make up a batch, an LLM that cannot compute its
+            activations again, or a fusion without layer weights to train.
     """
     check_compilable(training)
     divide_batch(training)
-    if bridge is not None and training.gradient_checkpointing:
-        check_recomputable(bridge.llm)
+    if bridge is not None:
+        check_objective(training, bridge)
+        if training.gradient_checkpointing:
+            check_recomputable(bridge.llm)
 
 
 def divide_batch(training: TrainingConfig) -> tuple[int, int]:
@@ -282,9 +306,10 @@ def _training_pass(bridge: Bridge, training: TrainingConfig) -> Iterator[None]:
 class _Trainee(torch.nn.Module):
     """The bridge as the Trainer sees it: without `config`, which it would take for a transformers config and set."""
 
-    def __init__(self, bridge: Bridge, training: TrainingConfig) -> None:
+    def __init__(self, bridge: Bridge, training: TrainingConfig, objective: Objective | None = None) -> None:
         super().__init__()
         self.bridge = bridge
+        self.objective: Objective | None = objective
         self.recomputes = training.gradient_checkpointing
 
     def train(self, mode: bool = True) -> "_Trainee":
@@ -294,7 +319,10 @@ class _Trainee(torch.nn.Module):
         return self
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
-        unlearned = batch.pop("unlearned", None)
+        unlearned, rows_B = batch.pop("unlearned", None), batch.pop("row_numbers", None)
+        if unlearned is None and self.objective is not None:
+            num_items = batch.pop("num_items_in_batch")
+            return {"loss": self.objective(self.bridge, BridgeInputs(**batch), rows_B, num_items)}
         if unlearned is None:
             return self.bridge(**batch)
         # No row is left for this process in this pass: it does the pass as the others do, and nothing of it counts.
