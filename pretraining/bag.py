@@ -4,6 +4,9 @@ A bag is the mean of RMS-normed embeddings, which is what the encoder computes w
 layers are still the identity. A step costs a hundredth of the encoder's, so the lexicon of
 27 languages is learned here and the layers start from it. Three kinds of steps: translation pairs; the two parts
 of an English document; the two parts of a document of one other language.
+
+A second, shorter run also learns how much each piece counts: its weight, from the smooth inverse frequency of Arora et
+al. (2017) on. It becomes the length of the piece's embedding, which T5's residual stream carries through all layers.
 Shapes: P pairs, U different pieces of a batch, V pieces, E width.
 """
 
@@ -22,6 +25,9 @@ from torch.nn import functional
 
 from pretraining.letters import Grams, letter_grams
 from pretraining.pairs import CODES, Lines, PairSampler, Spans
+
+SMOOTHING = 1e-3
+"""a of the smooth inverse frequency."""
 
 log = logging.getLogger(__name__)
 
@@ -48,25 +54,66 @@ class BagPlan:
     seed: int = 0
 
 
+WEIGHTS_PLAN = BagPlan(steps=6000, rate=3e-3, english_share=0.3)
+"""Of the second run, which learns the weights too."""
+
+
 def train_bag(lines: Lines, embeddings_VE: np.ndarray, pieces: list[str], plan: BagPlan, out: Path) -> np.ndarray:
-    """Trains the [V, E] embeddings once into `out`, overall RMS 1, and loads them."""
+    """Trains the [V, E] embeddings once into `out`, overall RMS 1, and loads them; their lengths mean nothing yet."""
     if not out.exists():
-        trained_VE = _run(lines, torch.from_numpy(embeddings_VE), letter_grams(pieces), plan).numpy()
+        trained_VE = _run(lines, Table(torch.from_numpy(embeddings_VE), letter_grams(pieces)), plan).numpy()
         np.save(out, trained_VE / np.sqrt((trained_VE**2).mean()))
     return np.load(out)
 
 
-class Table:
-    """Embeddings of pieces: each one's own vector, and the mean of its n-grams' vectors."""
+def train_weights(lines: Lines, embeddings_VE: np.ndarray, plan: BagPlan, out: Path) -> np.ndarray:
+    """Trains [V, E] embeddings whose lengths say how much each piece counts, once into `out`, overall RMS 1."""
+    if not out.exists():
+        weights_V = torch.from_numpy(inverse_frequency(lines, len(embeddings_VE)))
+        trained_VE = _run(lines, Table(torch.from_numpy(embeddings_VE), weights_V=weights_V), plan).numpy()
+        np.save(out, trained_VE / np.sqrt((trained_VE**2).mean()))
+    return np.load(out)
 
-    def __init__(self, embeddings_VE: Tensor, grams: Grams) -> None:
+
+def inverse_frequency(lines: Lines, vocabulary: int) -> np.ndarray:
+    """Weights a / (a + p), p a piece's share of the tokens in the language that uses it most; float32."""
+    lang_of_token = np.repeat(lines.langs_N, np.diff(lines.starts_N))
+    share_V = np.zeros(vocabulary)
+    for lang in np.unique(lines.langs_N):
+        counts_V = np.bincount(lines.tokens[lang_of_token == lang], minlength=vocabulary)
+        share_V = np.maximum(share_V, counts_V / counts_V.sum())
+    return (SMOOTHING / (SMOOTHING + share_V)).astype(np.float32)
+
+
+class Table:
+    """Embeddings of pieces: each one's own vector, plus the mean of its n-grams' vectors; of its weight as length."""
+
+    def __init__(self, embeddings_VE: Tensor, grams: Grams | None = None, weights_V: Tensor | None = None) -> None:
         # Unit RMS a row, so that one rate suits frequent and rare pieces.
         self.own_VE = torch.nn.Parameter(functional.rms_norm(embeddings_VE, embeddings_VE.shape[-1:]))
         self.grams = grams
-        self.grams_GE = torch.nn.Parameter(torch.zeros(grams.count, embeddings_VE.shape[-1]))
+        self.trained = [self.own_VE]
+        if grams is not None:
+            self.grams_GE = torch.nn.Parameter(torch.zeros(grams.count, embeddings_VE.shape[-1]))
+            self.trained.append(self.grams_GE)
+        self.log_weights_V = None if weights_V is None else torch.nn.Parameter(weights_V.log())
+        if self.log_weights_V is not None:
+            self.trained.append(self.log_weights_V)
 
     def rows(self, pieces_U: Tensor) -> Tensor:
-        """The [U, E] embeddings of some pieces."""
+        """The [U, E] embeddings of some pieces: of unit RMS, or of their weight."""
+        rows_UE = self._own_and_grams(pieces_U)
+        rows_UE = functional.rms_norm(rows_UE, rows_UE.shape[-1:])
+        return rows_UE if self.log_weights_V is None else rows_UE * self.log_weights_V[pieces_U, None].exp()
+
+    def trained_rows(self) -> Tensor:
+        """The [V, E] embeddings of all pieces; of unit RMS only with weights, which are then their lengths."""
+        pieces_V = torch.arange(len(self.own_VE))
+        return self._own_and_grams(pieces_V) if self.log_weights_V is None else self.rows(pieces_V)
+
+    def _own_and_grams(self, pieces_U: Tensor) -> Tensor:
+        if self.grams is None:
+            return self.own_VE[pieces_U]
         starts_V, pieces = self.grams.starts_V, pieces_U.numpy()
         flat, offsets_U = ragged(starts_V[pieces], starts_V[pieces + 1] - starts_V[pieces])
         ids = torch.from_numpy(self.grams.ids[flat])
@@ -80,11 +127,10 @@ def ragged(begins: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.arange(lengths.sum()) - np.repeat(offsets - begins, lengths), offsets
 
 
-def _run(lines: Lines, embeddings_VE: Tensor, grams: Grams, plan: BagPlan) -> Tensor:
+def _run(lines: Lines, table: Table, plan: BagPlan) -> Tensor:
     rng = np.random.default_rng(plan.seed)
     sampler = PairSampler(lines, seed=plan.seed)
-    table = Table(embeddings_VE, grams)
-    adam = torch.optim.Adam([table.own_VE, table.grams_GE], lr=plan.rate, betas=(0.9, 0.99), fused=True)
+    adam = torch.optim.Adam(table.trained, lr=plan.rate, betas=(0.9, 0.99), fused=True)
     losses: dict[str, list[float]] = defaultdict(list)
     for step in range(1, plan.steps + 1):
         for group in adam.param_groups:
@@ -102,7 +148,7 @@ def _run(lines: Lines, embeddings_VE: Tensor, grams: Grams, plan: BagPlan) -> Te
             log.info("bag step %d %s", step, {k: round(float(np.mean(v)), 3) for k, v in sorted(losses.items())})
             losses.clear()
     with torch.no_grad():
-        return table.rows(torch.arange(len(embeddings_VE)))
+        return table.trained_rows()
 
 
 def _draw(sampler: PairSampler, rng: np.random.Generator, plan: BagPlan) -> tuple[str, float, tuple[Spans, Spans]]:
@@ -121,7 +167,5 @@ def _bag(lines: Lines, table: Table, spans: Spans, plan: BagPlan, rng: np.random
     places, offsets_P = ragged(spans.begins_P, np.minimum(spans.lengths_P, plan.max_tokens))
     pieces_U, tokens = torch.unique(torch.from_numpy(lines.tokens[places].astype(np.int64)), return_inverse=True)
     kept = torch.from_numpy((rng.random(len(tokens)) > plan.dropped_share).astype(np.float32))
-    rows_UE = table.rows(pieces_U)
-    rows_UE = functional.rms_norm(rows_UE, rows_UE.shape[-1:])
     offsets_P = torch.from_numpy(offsets_P)
-    return functional.embedding_bag(tokens, rows_UE, offsets_P, mode="sum", per_sample_weights=kept)
+    return functional.embedding_bag(tokens, table.rows(pieces_U), offsets_P, mode="sum", per_sample_weights=kept)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import MT5EncoderModel, PreTrainedTokenizerBase
 
-from pretraining.bag import BagPlan, train_bag
+from pretraining.bag import WEIGHTS_PLAN, BagPlan, train_bag, train_weights
 from pretraining.card import write_encoder_card, write_llm_card
 from pretraining.corpus import build_corpus
 from pretraining.embeddings import build_embeddings
@@ -61,17 +61,21 @@ def build_encoder(data: Path, work: Path, out: Path, plan: EncoderPlan, bag_plan
     )
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     bag_VE = train_bag(lines, svd_VE, pieces, bag_plan, work / "bag.npy")
+    weights_plan = replace(WEIGHTS_PLAN, seed=plan.seed)
+    weighted_VE = train_weights(lines, bag_VE, weights_plan, work / "weighted.npy")
     trained = work / "encoder"
 
     def measure(model: MT5EncoderModel) -> dict:
         return probe_encoder(model, tokenizer, data)
 
-    model = train_encoder(lines, tokenizer, bag_VE, plan, trained, measure=measure)
+    model = train_encoder(lines, tokenizer, weighted_VE, plan, trained, measure=measure)
     publish(trained, tokenizer, out / "encoder")
     if not (report := trained / "probe.json").exists():
         log.info("encoder\n%s", summary(probe_encoder(model, tokenizer, data, report)))
     parameters = sum(p.numel() for p in model.parameters())
-    write_encoder_card(trained, out / "encoder", bag_plan, parameters=parameters, vocabulary=len(tokenizer))
+    write_encoder_card(
+        trained, out / "encoder", bag_plan, weights_plan, parameters=parameters, vocabulary=len(tokenizer)
+    )
 
 
 def build_llm(data: Path, work: Path, out: Path, plan: LlmPlan) -> None:
@@ -115,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of stage outputs")
     parser.add_argument("--out", type=Path, required=True, help="gets encoder/ and llm/")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bag-steps", type=int, default=BagPlan.steps)
+    parser.add_argument("--bag-steps", type=int, default=BagPlan.steps, help="of its first run")
     parser.add_argument("--encoder-steps", type=int, default=EncoderPlan.steps, help="0 skips the encoder")
     parser.add_argument("--llm-steps", type=int, default=LlmPlan.steps, help="0 skips the LM")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -12,7 +12,9 @@ from pretraining.instruction_rows import KINDS
 CARDS = Path(__file__).parent / "cards"
 
 
-def write_encoder_card(trained: Path, folder: Path, bag_plan: BagPlan, *, parameters: int, vocabulary: int) -> None:
+def write_encoder_card(
+    trained: Path, folder: Path, bag_plan: BagPlan, weights_plan: BagPlan, *, parameters: int, vocabulary: int
+) -> None:
     """The encoder's `README.md` from `training.json` and `probe.json` of its training."""
     training, probe = _read(trained / "training.json"), _read(trained / "probe.json")
     plan, last = training["plan"], training["history"][-1]
@@ -21,6 +23,7 @@ def write_encoder_card(trained: Path, folder: Path, bag_plan: BagPlan, *, parame
         **plan,
         "bag_steps": bag_plan.steps,
         "bag_pairs": bag_plan.pairs,
+        "weights_steps": weights_plan.steps,
         **{name: round(fmean(row[name] for row in recent), 2) for name in ("ranking", "parts", "masked", "first")},
         "tokens": _millions(last["tokens"]),
         "minutes": round(last["seconds"] / 60),

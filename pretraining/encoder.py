@@ -28,7 +28,7 @@ from transformers import MT5Config, MT5EncoderModel, PreTrainedTokenizerBase
 from pretraining.optimiser import MasterOptimiser
 from pretraining.pairs import Batch, Lines, PairSampler
 from pretraining.resume import Progress
-from pretraining.tokenizer import MASK
+from pretraining.tokenizer import MASK, SPECIAL
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class EncoderPlan:
     num_heads: int = 4
     head_width: int = 32
     inner_width: int = 448
-    steps: int = 600
+    steps: int = 300
     """Optimiser updates."""
     pairs: int = 80
     """Translation pairs a batch."""
@@ -61,7 +61,7 @@ class EncoderPlan:
     """Lines a batch of one language each that only the masked-token loss sees."""
     ranked_layer: int = 5
     """The layer whose states the ranking reads."""
-    rate: float = 1.5e-3
+    rate: float = 7e-4
     embedding_factor: float = 0.15
     """The embeddings' rate as a share of `rate`: masked tokens pull at every piece in every step."""
     temperature: float = 0.05
@@ -77,7 +77,7 @@ class EncoderPlan:
 
 
 def new_encoder(plan: EncoderPlan, embeddings_VE: np.ndarray) -> MT5EncoderModel:
-    """An untrained encoder over given token embeddings; each layer starts almost as identity."""
+    """An untrained encoder over given token embeddings; each layer starts as the identity."""
     torch.manual_seed(plan.seed)
     config = MT5Config(
         vocab_size=embeddings_VE.shape[0],
@@ -99,9 +99,10 @@ def new_encoder(plan: EncoderPlan, embeddings_VE: np.ndarray) -> MT5EncoderModel
     model = MT5EncoderModel(config)
     with torch.no_grad():
         model.shared.weight.copy_(torch.from_numpy(embeddings_VE))
+        model.shared.weight[: len(SPECIAL)] *= 0.05  # they stand in every line and were in no bag
         for name, parameter in model.named_parameters():
             if name.endswith(("SelfAttention.o.weight", "DenseReluDense.wo.weight")):
-                parameter.mul_(0.2)
+                parameter.zero_()
     return model
 
 
@@ -157,7 +158,7 @@ def encoder_losses(
     masked = functional.cross_entropy(logits_KV.float(), batch.ids_BT.to(device).flatten()[places_K])
 
     pairs = batch.pairs
-    ranked_BTE = functional.rms_norm(states[plan.ranked_layer][: 2 * pairs], (plan.width,))
+    ranked_BTE = states[plan.ranked_layer][: 2 * pairs]  # as they are: their lengths say how much each counts
     mask_BT1 = attention_BT[: 2 * pairs, :, None].to(ranked_BTE.dtype)
     pooled_BE = functional.normalize((ranked_BTE * mask_BT1).sum(1).float(), dim=-1)
     left_PE, right_PE = pooled_BE[:pairs], pooled_BE[pairs:]

@@ -31,7 +31,7 @@ def read_sib200(data: Path, lang: str, split: str) -> tuple[list[str], list[str]
 def pooled_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], *, batch: int = 64
 ) -> np.ndarray:
-    """[L, N, E] means over a sentence's tokens of each hidden state, layer-normalised a state."""
+    """[L, N, E] means over a sentence's tokens of each hidden state, as the encoder puts them out."""
     pooled = []
     for begin in range(0, len(texts), batch):
         inputs = tokenizer(
@@ -39,8 +39,7 @@ def pooled_states(
         )
         mask_BS1 = inputs.attention_mask[..., None].float()
         states = model(**inputs, output_hidden_states=True).hidden_states
-        normed = [torch.nn.functional.layer_norm(s.float(), s.shape[-1:]) for s in states]
-        pooled.append(torch.stack([(s * mask_BS1).sum(1) / mask_BS1.sum(1) for s in normed]))
+        pooled.append(torch.stack([(s.float() * mask_BS1).sum(1) / mask_BS1.sum(1) for s in states]))
     return torch.cat(pooled, dim=1).numpy()
 
 
@@ -61,7 +60,7 @@ def probe_encoder(
     for name, layer in views.items():
         train_NE = _view(train_LNE, layer)
         centre, scale = train_NE.mean(0), train_NE.std(0) + 1e-6
-        probe = LogisticRegression(C=0.1, max_iter=300).fit((train_NE - centre) / scale, train_labels)
+        probe = LogisticRegression(C=0.02, max_iter=300).fit((train_NE - centre) / scale, train_labels)
         scores = {
             lang: float(probe.score((_view(dev_LNE[lang], layer) - centre) / scale, dev[lang][1])) for lang in LANGUAGES
         }

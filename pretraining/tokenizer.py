@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pretraining.corpus import read_json_lines
 
-PAD, EOS, UNK, MASK = "<pad>", "</s>", "<unk>", "<extra_id_0>"
+SPECIAL = PAD, EOS, UNK, MASK = "<pad>", "</s>", "<unk>", "<extra_id_0>"
 """The encoder's special pieces, ids 0 to 3: mT5's order, then the mask of the training."""
 
 log = logging.getLogger(__name__)

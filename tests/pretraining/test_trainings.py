@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pretraining.bag import BagPlan, train_bag
-from pretraining.encoder import EncoderPlan, train_encoder
+from pretraining.bag import BagPlan, inverse_frequency, train_bag, train_weights
+from pretraining.encoder import EncoderPlan, new_encoder, train_encoder
 from pretraining.letters import letter_grams
 from pretraining.llm import LlmPlan, train_llm
 from pretraining.pairs import CODES, SOURCES, Lines, PairSampler
@@ -161,6 +161,27 @@ def test_bags_of_a_seed_are_the_same_and_learn_which_lines_are_translations(line
         return float(((english @ hindi.T).argmax(1) == np.arange(30)).mean())
 
     assert hits(one) > 2 * max(hits(embeddings(16)), 0.1)
+
+
+def test_pieces_that_every_line_has_come_to_count_little(lines: Lines, tmp_path: Path) -> None:
+    """A tenth piece of each language goes into every second place."""
+    often = np.where(np.arange(len(lines.tokens)) % 2, lines.tokens, 39).astype(np.uint16)
+    lines = lines._replace(tokens=often)
+    start_V = inverse_frequency(lines, PIECES)
+    assert start_V.argmin() == 39
+    plan = BagPlan(steps=200, rate=0.02, pairs=12, english_share=0.2, others_share=0.2)
+    trained_VE = train_weights(lines, embeddings(16), plan, tmp_path / "weighted.npy")
+    lengths_V = np.sqrt((trained_VE**2).mean(1))
+    assert lengths_V[4:].argmin() + 4 == 39
+    assert (train_weights(lines, embeddings(16), plan, tmp_path / "again.npy") == trained_VE).all()
+
+
+def test_layers_start_as_the_identity(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = new_encoder(ENCODER, embeddings(16)).eval()
+    states = model(input_ids=torch.tensor([[5, 6, 1]]), output_hidden_states=True).hidden_states
+    for state in states[1:-1]:
+        assert torch.equal(state, states[0])
+    assert (states[0][0, 2].norm() < 0.2 * states[0][0, :2].norm(dim=-1)).all(), "the end mark says little"
 
 
 def test_english_stands_left_in_every_translation_and_parts_make_up_their_document(lines: Lines) -> None:
