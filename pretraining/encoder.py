@@ -49,7 +49,7 @@ class EncoderPlan:
     num_heads: int = 4
     head_width: int = 32
     inner_width: int = 448
-    steps: int = 300
+    steps: int = 100
     """Optimiser updates."""
     pairs: int = 80
     """Translation pairs a batch."""
@@ -61,7 +61,7 @@ class EncoderPlan:
     """Lines a batch of one language each that only the masked-token loss sees."""
     ranked_layer: int = 5
     """The layer whose states the ranking reads."""
-    rate: float = 7e-4
+    rate: float = 5e-4
     embedding_factor: float = 0.15
     """The embeddings' rate as a share of `rate`: masked tokens pull at every piece in every step."""
     temperature: float = 0.05

@@ -23,6 +23,7 @@ from pretraining.short_answers import TEMPLATES, short_answers
 
 from layerbridge.config import BuiltinTaskConfig
 from layerbridge.data.tasks import build_task
+from pretraining import unlabelled
 
 # Columns, answer column, kind, rows an answer at least.
 TABLES = {
@@ -180,3 +181,11 @@ def test_too_many_short_answers_are_refused_with_the_number_that_was_found(monke
     monkeypatch.setattr("pretraining.short_answers.SECOND_SENTENCE_SHARE", 0.0)
     with pytest.raises(ValueError, match=r"gave 1 different passages in 601 tries, not 3"):
         short_answers(3, 0)
+
+
+def test_the_labs_unlabelled_texts_are_those_of_the_instructions() -> None:
+    for name, lines in unlabelled.unlabelled_texts().items():
+        assert (unlabelled.FOLDER / name).read_text(encoding="utf-8") == "".join(f"{line}\n" for line in lines), (
+            "run python -m pretraining.unlabelled"
+        )
+        assert 500 < len(lines) == len(set(lines))

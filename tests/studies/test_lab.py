@@ -34,6 +34,12 @@ def test_no_step_is_chosen_and_seeds_share_their_rows(name):
         assert (job.recipe.training.select, job.recipe.task.rows_seed) == ("last", 0), job.place
 
 
+def test_texts_to_distil_on_are_each_tasks_own():
+    found = {job.task: job.recipe.training.self_distillation.texts for job in cells("ideas") if "on_texts" in job.name}
+    assert found == {task: str((LAB / "texts" / f"{task}.txt").absolute()) for task in TASKS}
+    assert all(Path(path).is_file() for path in found.values())
+
+
 def test_ideas_are_evaluated_on_dev_and_never_on_what_the_table_reports():
     splits = {job.task: job.recipe.evaluation.split for job in cells("ideas")}
     assert splits == {"sib200": "dev", "xnli": HELD_OUT, "sinhala_news_rksk": "dev"}

@@ -18,6 +18,9 @@ from layerbridge.errors import ConfigError, unknown_name
 
 Baseline = Literal["llm_alone", "translate_then_llm", "linear_probe_last_layer", "linear_probe_fused"]
 
+TASK_PLACE = "{task}"
+"""In `training.self_distillation.texts` of a study: the task's name, for a file of texts for each task."""
+
 Keys = dict[str, Any]
 """Recipe keys, nested as in a recipe."""
 
@@ -166,6 +169,9 @@ class Study(Grid):
             {"name": name, "training": {"seed": seed}},
         ):
             data = merge(data, part)
+        if texts := _texts_of(data):
+            of_task = {"self_distillation": {"texts": texts.replace(TASK_PLACE, task)}}
+            data = merge(data, {"training": of_task})
         return build_config(Recipe, data, where=f"Study {self.name}, task {task}, set-up {set_up}")
 
 
@@ -290,4 +296,14 @@ def load_study(name: str) -> Study:
     for grid in (study, *study.pairs.values()):
         for keys in (grid.defaults, *grid.tasks.values(), *grid.set_ups.values()):
             resolve_paths(keys, Path(name).parent)
+            if TASK_PLACE in (texts := _texts_of(keys)):
+                keys["training"]["self_distillation"]["texts"] = str((Path(name).parent / texts).absolute())
     return study
+
+
+def _texts_of(keys: Keys) -> str:
+    """Return which file self-distillation is to read before the task; nothing, if none is named."""
+    training = keys.get("training")
+    distillation = training.get("self_distillation") if isinstance(training, Mapping) else None
+    texts = distillation.get("texts") if isinstance(distillation, Mapping) else None
+    return texts if isinstance(texts, str) else ""
