@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from statistics import fmean
 
@@ -21,14 +22,15 @@ def write_encoder_card(
     recent = training["history"][-10:]
     figures = {
         **plan,
-        "bag_steps": bag_plan.steps,
+        "bag_steps": f"{bag_plan.steps:,}",
         "bag_pairs": bag_plan.pairs,
-        "weights_steps": weights_plan.steps,
+        "weights_steps": f"{weights_plan.steps:,}",
         **{name: round(fmean(row[name] for row in recent), 2) for name in ("ranking", "parts", "masked", "first")},
         "tokens": _millions(last["tokens"]),
         "minutes": round(last["seconds"] / 60),
         "parameters": _millions(parameters),
         "vocabulary": f"{vocabulary:,}",
+        "uniform": round(math.log(vocabulary), 2),
         "probe_table": _probe_table(probe),
         "curve_table": _curve_table(training["measured"], plan),
     }

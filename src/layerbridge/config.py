@@ -182,7 +182,7 @@ class LowRankSoftmax(FrozenConfig):
     normalize_layers: bool = False
 
 
-RECOMMENDED: dict[str, Any] = {"name": "transformer_softmax", "normalize_layers": True}
+RECOMMENDED: dict[str, Any] = {"name": "global_softmax", "heads": 2}
 """What `fusion: recommended` stands for; options beside the name win over these."""
 
 

@@ -1,10 +1,11 @@
 """The laboratory's studies: every cell is a recipe, ideas choose on dev alone, and the table reads other rows."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from layerbridge.config import RECOMMENDED, BridgeConfig
+from layerbridge.config import RECOMMENDED, BridgeConfig, load_recipe
 from layerbridge.studies.inputs import HELD_OUT, InputCache, find_tasks
 from layerbridge.studies.study import jobs_of, load_study
 
@@ -49,12 +50,33 @@ def test_ideas_are_evaluated_on_dev_and_never_on_what_the_table_reports():
 def test_what_the_ideas_and_the_table_share_is_trained_alike():
     ideas, table = ({(job.task, job.name): job.recipe for job in cells(name)} for name in ("ideas", "table"))
     shared = {place for place in ideas if place in table and not place[1].startswith("layer-")}
-    assert {place[1].split("-seed-")[0] for place in shared} >= {"last_layer", "global_softmax", "transformer_softmax"}
+    assert {place[1].split("-seed-")[0] for place in shared} >= {
+        "last_layer",
+        "global_softmax_published",
+        "transformer_softmax",
+    }
     for place in shared:
         ours, theirs = ideas[place], table[place]
         assert ours.bridge == theirs.bridge
         assert (ours.task, ours.training) == (theirs.task, theirs.training)
         assert ours.evaluation.languages == theirs.evaluation.languages
+
+
+def test_what_is_recommended_is_what_was_chosen_on_dev():
+    log = json.loads((LAB.parents[1] / "docs" / "reports" / "lab-selection" / "selection.json").read_text())
+    ideas, table = ({(job.task, job.name): job.recipe for job in cells(name)} for name in ("ideas", "table"))
+    for task in TASKS:
+        for seed in range(5):
+            chosen, shown = ideas[task, f"{log['chosen']}-seed-{seed}"], table[task, f"recommended-seed-{seed}"]
+            assert (chosen.bridge, chosen.training) == (shown.bridge, shown.training)
+    recipe = load_recipe(LAB.parent / "sib200.yaml")
+    assert recipe.bridge == table["sib200", "recommended-seed-0"].bridge
+
+
+def test_the_selection_log_shows_dev_alone():
+    log = (LAB.parents[1] / "docs" / "reports" / "lab-selection" / "selection.json").read_text()
+    assert '"split": "dev"' in log
+    assert '"split": "test"' not in log
 
 
 def test_each_set_up_is_another_one():
