@@ -19,7 +19,7 @@ def write_encoder_card(
     """The encoder's `README.md` from `training.json` and `probe.json` of its training."""
     training, probe = _read(trained / "training.json"), _read(trained / "probe.json")
     plan, last = training["plan"], training["history"][-1]
-    recent = training["history"][-10:]
+    recent = training["history"][-(len(training["history"]) // 4) :]
     figures = {
         **plan,
         "bag_steps": f"{bag_plan.steps:,}",

@@ -190,7 +190,7 @@ def train_encoder(
     `measure`, the encoder is measured in float32 at three points on the way and at the end: the learning curve, and
     what 16 bits cost.
     """
-    if not (out / "config.json").exists():
+    if not (out / "training.json").exists():  # what is written last
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = new_encoder(plan, embeddings_VE).to(device, torch.bfloat16)
         fast = copy.deepcopy(model).train()

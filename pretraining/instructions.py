@@ -67,7 +67,7 @@ def train_instructions(
 
     One thread, so that base, rows and seed give the same bits on one machine.
     """
-    if not (out / "config.json").exists():
+    if not (out / "training.json").exists():  # what is written last
         model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
         train, held_out = instruction_rows(plan.seed)
         figures = json.loads((base / "training.json").read_text(encoding="utf-8"))

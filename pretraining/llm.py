@@ -115,8 +115,9 @@ def train_llm(
     train: np.ndarray, held_out: np.ndarray, tokenizer: PreTrainedTokenizerBase, plan: LlmPlan, out: Path
 ) -> LlamaForCausalLM:
     """Trains once into `out` (bf16 weights, `training.json` with the figures) and loads it."""
-    if not (out / "config.json").exists():
-        model = new_llm(plan, tokenizer).to(torch.bfloat16).train()
+    if not (out / "training.json").exists():  # what is written last
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = new_llm(plan, tokenizer).to(device, torch.bfloat16).train()
         progress = Progress(out.with_suffix(".progress"), every=SAVE_EVERY, plan=asdict(plan))
         history = _run(model, train, plan, progress)
         model.generation_config.max_new_tokens = 64
@@ -165,7 +166,7 @@ def held_out_loss(model: LlamaForCausalLM, held_out: np.ndarray, plan: LlmPlan) 
     begins = range(0, min(len(held_out) - plan.window - 1, 400 * plan.window), plan.window)
     losses = []
     for begin in begins:
-        ids = torch.from_numpy(held_out[begin : begin + plan.window + 1].astype(np.int64))[None]
+        ids = torch.from_numpy(held_out[begin : begin + plan.window + 1].astype(np.int64))[None].to(model.device)
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits.float()
         losses.append(float(functional.cross_entropy(logits[0], ids[0, 1:])))
     return float(np.mean(losses))

@@ -426,7 +426,8 @@ class TrainingConfig(FrozenConfig):
     stated error."""
     gradient_checkpointing: bool = False
     """Keep less of the forward pass and compute it again in the backward pass: less memory, more time. Of the LLM its
-    layers' inputs are kept, and of the encoder, by fusions with the same weights for all tokens, nothing."""
+    layers' inputs are kept, and of the encoder, by fusions that make one mix with the same weights for all tokens,
+    nothing."""
     torch_compile: bool = False
     """Let torch compile the LLM; worth its minutes of start-up on long runs on a GPU."""
     shard_llm: bool = False

@@ -31,6 +31,7 @@ from layerbridge.model.llm_reader import LLMReader
 from layerbridge.results import HOW_IT_RUNS, json_sha256, setup_sha256
 from layerbridge.studies.inputs import InputCache, encoder_parts
 from layerbridge.studies.study import Job
+from layerbridge.training.distillation_stage import STAGE
 from layerbridge.training.features import kept_precision, open_store
 from layerbridge.training.run import read_record
 from layerbridge.training.train import train
@@ -228,7 +229,8 @@ class Workshop:
         if self.probe_fused and bridge.fusion.mixes:  # of one layer there is the probe on that layer
             self._probe(bridge, job, f"{PROBE}-{recipe.name}", "fused")
         if not self.keep_checkpoints:
-            rmtree(folder / "checkpoints", ignore_errors=True)
+            for part in (folder, folder / STAGE):
+                rmtree(part / "checkpoints", ignore_errors=True)
         return bridge.encoder.num_passes
 
     def _probe_last_layer(self, job: Job, folder: Path) -> int:

@@ -173,8 +173,8 @@ def mix_divergence(states: States, weights_NL: Tensor, wanted_L: Tensor) -> Tens
     """
     texts, columns = states.shape
     text_N = states.rows_N // columns
-    weights_NL = weights_NL.float()
-    sums_BL = weights_NL.new_zeros((texts, weights_NL.shape[1])).index_add(0, text_N, weights_NL)
+    # Summed in place order: adding at indices is not the same from run to run on a GPU.
+    sums_BL = states.pad(weights_NL.float()).sum(dim=1)
     mean_BL = sums_BL / torch.bincount(text_N, minlength=texts)[:, None]
     wanted_L = wanted_L.to(mean_BL)
     log_wanted_L = wanted_L.clamp(min=SMALLEST).log()
