@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from pretraining.distinct import draw_distinct
 from pretraining.inference_families import FAMILIES
 
 ENTAILMENT, NEUTRAL, CONTRADICTION = "Entailment", "Neutral", "Contradiction"
@@ -42,19 +43,15 @@ def inference_cases(count: int, seed: int) -> list[Case]:
         ValueError: the families have no `count` different cases.
     """
     rng = random.Random(seed)
-    cases: list[Case] = []
-    seen: set[str] = set()
-    tries = 0
-    while len(cases) < count:
-        tries += 1
-        if tries > 200 * count:
-            raise ValueError(f"the templates gave {len(cases):,} different cases in {tries:,} tries, not {count:,}")
-        case = _finished(rng, *FAMILIES[len(cases) % len(FAMILIES)](rng))
+
+    def draw(number: int) -> Case:
+        return _finished(rng, *FAMILIES[number % len(FAMILIES)](rng))
+
+    def texts_of(case: Case) -> set[str]:
         texts = {case.hypothesis, *case.premises.values()}
-        if len(texts) == 1 + len(LABELS) and not texts & seen:
-            cases.append(case)
-            seen |= texts
-    return cases
+        return texts if len(texts) == 1 + len(LABELS) else set()
+
+    return draw_distinct(count, draw, texts_of, what="cases")
 
 
 def _finished(rng: random.Random, hypothesis: str, *premises: list[str]) -> Case:

@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 from string import Formatter
 
+from pretraining.distinct import draw_distinct
 from pretraining.words import CAPITALS, COLOURS, DAYS, JOBS, KINDS_OF_THING, MONTHS, NAMES, number_word
 
 
@@ -262,18 +263,12 @@ def short_answers(count: int, seed: int) -> list[Question]:
         ValueError: the templates have no `count` different passages.
     """
     rng = random.Random(seed)
-    rows: list[Question] = []
-    seen: set[str] = set()
-    tries = 0
-    while len(rows) < count:
-        tries += 1
-        if tries > 200 * count:
-            raise ValueError(f"the templates gave {len(rows):,} different passages in {tries:,} tries, not {count:,}")
-        row = _question(rng, len(rows) % len(TEMPLATES))
-        if row.passage not in seen:
-            seen.add(row.passage)
-            rows.append(row)
-    return rows
+    return draw_distinct(
+        count,
+        lambda number: _question(rng, number % len(TEMPLATES)),
+        lambda row: {row.passage},
+        what="passages",
+    )
 
 
 def _question(rng: random.Random, template: int) -> Question:
