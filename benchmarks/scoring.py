@@ -171,6 +171,8 @@ def train(
     some = measured[::8]
     if not path.is_file():
         optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate)
+        # At one rate throughout, the last few texts of many never settle.
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=max_steps)
         looks_passed, found_good = 0, None
         for step in range(1, max_steps + 1):
             batch = [rows[index % len(rows)] for index in range(8 * step, 8 * step + 8)]
@@ -180,6 +182,7 @@ def train(
             bridge.loss(inputs.to(measure.DEVICE)).backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
             optimizer.step()
+            schedule.step()
             if step % LOOK_EVERY == 0:
                 written = Ours(bridge, some).answer()
                 if set(written) <= set(XNLI):
@@ -307,7 +310,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32, help="of each language")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--max-steps", type=int, default=300, help="of training, which ends when its texts are answers")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of that training")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of that training, at its start")
     args = parser.parse_args()
     layers, longest = 8, MAX_NEW_TOKENS
     if args.quick:
