@@ -438,6 +438,9 @@ class TrainingConfig(FrozenConfig):
     """Also learn to be read as the text itself is read; not published, off by default."""
     noise_agreement: NoiseAgreementConfig | None = None
     """Also learn to mix layers that misspellings change little; not published, off by default."""
+    state_noise: float = Field(default=0.0, ge=0)
+    """Standard deviation of the Gaussian noise that is added to what the projector reads, in training alone, as a
+    multiple of each state's own root mean square; not published, off by default."""
     seed: int = 0
 
 

@@ -247,6 +247,7 @@ _LATER: dict[str, dict[str, Any]] = {
         "feature_precision": "encoder",
         "self_distillation": None,
         "noise_agreement": None,
+        "state_noise": 0.0,
     },
     "task": {"rows_seed": None},
 }

@@ -170,7 +170,7 @@ def run_until_killed(recipe_file, folder, kill_at):
     [
         ({"select": "last"}, {}),
         ({"select": "best", "micro_batch_size": 4}, {"lora": {"rank": 2}}),
-        ({"select": "last", "group_by_length": True, "fusion_learning_rate": 1e-4}, {}),
+        ({"select": "last", "group_by_length": True, "fusion_learning_rate": 1e-4, "state_noise": 0.5}, {}),
     ],
 )
 def test_forty_steps_equal_twenty_a_hard_kill_and_twenty_resumed(tiny_models, rows, tmp_path, options, encoder):

@@ -30,7 +30,7 @@ from layerbridge.model.lazy_states import LazyStates
 from layerbridge.model.packing import pack_rows, packed_logits, packs
 from layerbridge.model.pooling import SoftTokens, build_pooling
 from layerbridge.model.processor import BridgeInputs, BridgeProcessor
-from layerbridge.model.projector import build_projector, embedding_rms
+from layerbridge.model.projector import add_noise, build_projector, embedding_rms
 from layerbridge.model.scoring import ScoringMixin
 from layerbridge.model.splice import IGNORED, Piece, splice
 from layerbridge.model.states import States
@@ -76,6 +76,8 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
         """States that the encoder put out earlier; used in its stead where they have some of a batch."""
         self.recompute_states = False
         """Whether training spends encoder passes to hold fewer states (`LazyStates`)."""
+        self.state_noise = 0.0
+        """In training mode, of the noise on what the projector reads (`layerbridge.model.projector.add_noise`)."""
         self.trained_on: dict[str, Any] | None = None
         """What it was trained on (task, version, encoder prompt, answers, languages), once it was."""
 
@@ -193,6 +195,8 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
         """Return what stands for the batch's texts in the LLM (M, D), in its dtype, and where each of them stands."""
         states = self.encode(inputs)
         pooled = self.pool(self.fusion.mix(states).states_NE, states, inputs.source_mask)
+        if self.training and self.state_noise:
+            pooled = pooled.of(add_noise(pooled.tokens_MX, self.state_noise))
         dtype = self._embedding.weight.dtype
         with matmuls_in(dtype if dtype == torch.bfloat16 else None, pooled.tokens_MX.device):
             soft_MD = self.projector(pooled.tokens_MX)

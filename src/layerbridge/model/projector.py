@@ -4,7 +4,7 @@ Shapes: M soft tokens of a batch, Z width of a fused state (the encoder's, times
 
 `linear` is the published one (arXiv 2508.09091, arXiv 2401.10695). Differs from the papers: `mlp`, and `match_rms`,
 which gives every soft token the root mean square of the LLM's own input embeddings, measured on what its embedding
-module puts out (Gemma scales inside it).
+module puts out (Gemma scales inside it); and noise on what it reads in training.
 """
 
 import torch
@@ -57,6 +57,17 @@ def build_projector(config: ProjectorConfig, *, fused_width: int, llm_width: int
         raise ConfigError(unknown_name("projector", config.name, PROJECTORS))
     layers = PROJECTORS[config.name](config, fused_width, llm_width)
     return Projector(layers, embedding_rms if config.match_rms else None)
+
+
+def add_noise(states_MZ: Tensor, noise: float) -> Tensor:
+    """Return states with Gaussian noise of `noise` times each one's own root mean square.
+
+    A penalty on steep directions of what follows (Bishop 1995, Training with Noise is Equivalent to Tikhonov
+    Regularization): a direction in which English texts differ little is then not read, and in those a text of another
+    language may stand far off.
+    """
+    rms_M1 = states_MZ.detach().square().mean(-1, keepdim=True).sqrt()
+    return states_MZ + noise * rms_M1 * torch.randn_like(states_MZ)
 
 
 @torch.no_grad()

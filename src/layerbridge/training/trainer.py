@@ -290,17 +290,17 @@ def _num_processes() -> int:
 @contextmanager
 def _training_pass(bridge: Bridge, training: TrainingConfig) -> Iterator[None]:
     """Change how a bridge and its LLM compute, as the recipe asks, and change it back: other bridges share the LLM."""
-    before = bridge.recompute_states
+    before = bridge.recompute_states, bridge.state_noise
     with ExitStack() as changed:
         if training.gradient_checkpointing:
             changed.enter_context(recomputed_activations(bridge.llm))
         if training.torch_compile:
             changed.enter_context(compiled_llm(bridge.llm))
-        bridge.recompute_states = training.gradient_checkpointing
+        bridge.recompute_states, bridge.state_noise = training.gradient_checkpointing, training.state_noise
         try:
             yield
         finally:
-            bridge.recompute_states = before
+            bridge.recompute_states, bridge.state_noise = before
 
 
 class _Trainee(torch.nn.Module):
