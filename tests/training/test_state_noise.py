@@ -19,6 +19,16 @@ def test_noise_has_the_asked_spread_for_each_state():
     assert (added_MZ.mean(dim=1).abs() < 0.02 * rms_M).all()
 
 
+def test_longer_states_drown_no_noise_so_a_fusion_gains_nothing_by_them():
+    state_MZ = torch.randn(4, 32, dtype=torch.float64)
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(0)
+    noisy_MZ = add_noise(scale * state_MZ, 2.0)
+    direction_MZ = noisy_MZ / noisy_MZ.norm(dim=-1, keepdim=True)
+    (grad,) = torch.autograd.grad((direction_MZ * torch.randn_like(state_MZ)).sum(), scale)
+    assert abs(grad) < 1e-12
+
+
 @pytest.mark.parametrize("pooling", ["none", "mean", "append_mean"])
 def test_training_alone_reads_noisy_states_and_as_noisy_as_the_recipe_says(tiny_models, rows, pooling):  # noqa: F811
     bridge = make(tiny_models, fusion="layer_mean", pooling=pooling)

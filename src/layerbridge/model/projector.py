@@ -66,7 +66,8 @@ def add_noise(states_MZ: Tensor, noise: float) -> Tensor:
     Regularization): a direction in which English texts differ little is then not read, and in those a text of another
     language may stand far off.
     """
-    rms_M1 = states_MZ.detach().square().mean(-1, keepdim=True).sqrt()
+    # The gradient passes through the scale too: without that, fusions learn to drown the noise in longer states.
+    rms_M1 = states_MZ.square().mean(-1, keepdim=True).sqrt()
     return states_MZ + noise * rms_M1 * torch.randn_like(states_MZ)
 
 
