@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from pretraining.letters import Grams, letter_grams
+from pretraining.made import Made, is_made, of_arrays, of_text, save_array
+from pretraining.optimiser import PlainState
 from pretraining.pairs import CODES, Lines, PairSampler, Spans
+from pretraining.resume import Progress
 
 SMOOTHING = 1e-3
 """a of the smooth inverse frequency."""
+SAVE_EVERY = 1000
+"""Steps between two writes of what a stopped training goes on from."""
 
 log = logging.getLogger(__name__)
 
@@ -59,20 +64,41 @@ WEIGHTS_PLAN = BagPlan(steps=6000, rate=3e-3, english_share=0.3)
 
 
 def train_bag(lines: Lines, embeddings_VE: np.ndarray, pieces: list[str], plan: BagPlan, out: Path) -> np.ndarray:
-    """Trains the [V, E] embeddings once into `out`, overall RMS 1, and loads them; their lengths mean nothing yet."""
-    if not out.exists():
-        trained_VE = _run(lines, Table(torch.from_numpy(embeddings_VE), letter_grams(pieces)), plan).numpy()
-        np.save(out, trained_VE / np.sqrt((trained_VE**2).mean()))
+    """Trains the [V, E] embeddings once into `out`, overall RMS 1, and loads them; their lengths mean nothing yet.
+
+    A training that was stopped goes on from what it last wrote beside `out`, and ends with the same embeddings.
+    """
+    made = _made(lines, embeddings_VE, plan)
+    made["inputs"]["pieces"] = of_text("\n".join(pieces))
+    if not is_made("bags", out, made):
+        progress = Progress(out.with_suffix(".progress"), every=SAVE_EVERY, plan=made)
+        table = Table(torch.from_numpy(embeddings_VE), letter_grams(pieces))
+        _save(out, _run(lines, table, plan, progress).numpy())
+        progress.finish()
     return np.load(out)
 
 
 def train_weights(lines: Lines, embeddings_VE: np.ndarray, plan: BagPlan, out: Path) -> np.ndarray:
-    """Trains [V, E] embeddings whose lengths say how much each piece counts, once into `out`, overall RMS 1."""
-    if not out.exists():
+    """Trains [V, E] embeddings whose lengths say how much each piece counts, once into `out`, overall RMS 1.
+
+    Goes on after a stop as `train_bag` does.
+    """
+    made = _made(lines, embeddings_VE, plan)
+    if not is_made("weights of pieces", out, made):
+        progress = Progress(out.with_suffix(".progress"), every=SAVE_EVERY, plan=made)
         weights_V = torch.from_numpy(inverse_frequency(lines, len(embeddings_VE)))
-        trained_VE = _run(lines, Table(torch.from_numpy(embeddings_VE), weights_V=weights_V), plan).numpy()
-        np.save(out, trained_VE / np.sqrt((trained_VE**2).mean()))
+        table = Table(torch.from_numpy(embeddings_VE), weights_V=weights_V)
+        _save(out, _run(lines, table, plan, progress).numpy())
+        progress.finish()
     return np.load(out)
+
+
+def _made(lines: Lines, embeddings_VE: np.ndarray, plan: BagPlan) -> Made:
+    return {"plan": asdict(plan), "inputs": {"lines": of_arrays(*lines), "embeddings": of_arrays(embeddings_VE)}}
+
+
+def _save(out: Path, trained_VE: np.ndarray) -> None:
+    save_array(out, trained_VE / np.sqrt((trained_VE**2).mean()))
 
 
 def inverse_frequency(lines: Lines, vocabulary: int) -> np.ndarray:
@@ -127,12 +153,16 @@ def ragged(begins: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.arange(lengths.sum()) - np.repeat(offsets - begins, lengths), offsets
 
 
-def _run(lines: Lines, table: Table, plan: BagPlan) -> Tensor:
+def _run(lines: Lines, table: Table, plan: BagPlan, progress: Progress) -> Tensor:
     rng = np.random.default_rng(plan.seed)
     sampler = PairSampler(lines, seed=plan.seed)
     adam = torch.optim.Adam(table.trained, lr=plan.rate, betas=(0.9, 0.99), fused=True)
-    losses: dict[str, list[float]] = defaultdict(list)
-    for step in range(1, plan.steps + 1):
+    state = PlainState(adam)
+    begun, record = progress.load(state)
+    losses: dict[str, list[float]] = defaultdict(list, record.get("losses", {}))
+    if begun:  # to draw what is done once more takes half a minute
+        rng.bit_generator.state, sampler.rng.bit_generator.state = record["rng"], record["sampler"]
+    for step in range(begun + 1, plan.steps + 1):
         for group in adam.param_groups:
             group["lr"] = plan.rate * min(1, step / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
         kind, temperature, sides = _draw(sampler, rng, plan)
@@ -147,6 +177,8 @@ def _run(lines: Lines, table: Table, plan: BagPlan) -> Tensor:
         if step % 100 == 0:
             log.info("bag step %d %s", step, {k: round(float(np.mean(v)), 3) for k, v in sorted(losses.items())})
             losses.clear()
+        drawn = {"rng": rng.bit_generator.state, "sampler": sampler.rng.bit_generator.state}
+        progress.save(step, state, {"losses": losses, **drawn})
     with torch.no_grad():
         return table.trained_rows()
 

@@ -2,9 +2,9 @@
 
     python -m pretraining.build --data DIR --work DIR --out DIR
 
-Every stage writes into `--work` and is skipped when its output is there; delete a stage's
-output (and those after it) to run it again. Budgets are in steps, so that a corpus and a
-seed determine the result up to the arithmetic of the machine.
+Every stage writes into `--work` and is skipped when its output is there, made of the same
+things (`made.py`); delete a stage's output (and those after it) to run it again. Budgets are in
+steps, so that a corpus and a seed determine the result up to the arithmetic of the machine.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import json
 import logging
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import MT5EncoderModel, PreTrainedTokenizerBase
 
+from layerbridge.atomic import replace_file
 from pretraining.bag import WEIGHTS_PLAN, BagPlan, train_bag, train_weights
 from pretraining.card import write_encoder_card, write_llm_card
 from pretraining.corpus import build_corpus
@@ -27,7 +29,7 @@ from pretraining.encoder import EncoderPlan, train_encoder
 from pretraining.instructions import InstructionPlan, train_instructions
 from pretraining.llm import LlmPlan, pack_documents, train_llm
 from pretraining.pairs import tokenise_lines
-from pretraining.probe import probe_encoder, summary
+from pretraining.probe import probe_encoder, summary, tokenise
 from pretraining.tokenizer import build_encoder_tokenizer, build_llm_tokenizer, measure_tokenizer
 
 ENCODER_VOCABULARY = 44_000
@@ -41,27 +43,47 @@ MAX_BYTES = 40_000_000
 log = logging.getLogger(__name__)
 
 
-def build_encoder(data: Path, work: Path, out: Path, plan: EncoderPlan, bag_plan: BagPlan) -> None:
-    """Corpus, tokenizer, SVD, training and yardstick of the encoder."""
+def build_encoder(
+    data: Path,
+    work: Path,
+    out: Path,
+    plan: EncoderPlan,
+    bag_plan: BagPlan,
+    *,
+    weights_plan: BagPlan = WEIGHTS_PLAN,
+    vocabulary: int = ENCODER_VOCABULARY,
+    sentences: int = ENCODER_SENTENCES,
+) -> None:
+    """Corpus, tokenizer, SVD, training and yardstick of the encoder.
+
+    Args:
+        data: folder of the corpora.
+        work: folder of stage outputs.
+        out: gets `encoder/`.
+        plan: of the training; its seed is that of every stage but the bags.
+        bag_plan: of the bags.
+        weights_plan: of the weights of pieces; its own seed does not count.
+        vocabulary: pieces.
+        sentences: lines that the tokenizer is trained on.
+    """
     corpus = build_corpus(data, work)
     tokenizer_path = work / "encoder_tokenizer"
     tokenizer = build_encoder_tokenizer(
         corpus,
         tokenizer_path,
-        vocabulary=ENCODER_VOCABULARY,
-        sentences=ENCODER_SENTENCES,
+        vocabulary=vocabulary,
+        sentences=sentences,
         max_length=ENCODER_MAX_LENGTH,
         seed=plan.seed,
     )
-    if not (report := work / "encoder_tokenizer.json").exists():
-        measure_tokenizer(tokenizer, corpus[0], report)
+    measure_tokenizer(tokenizer, corpus[0], work / "encoder_tokenizer.json")
     lines = tokenise_lines(corpus, tokenizer, work / "lines.npz", seed=plan.seed)
     svd_VE = build_embeddings(
         lines, work / "embeddings.npy", vocabulary=len(tokenizer), width=plan.width, seed=plan.seed
     )
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     bag_VE = train_bag(lines, svd_VE, pieces, bag_plan, work / "bag.npy")
-    weights_plan = replace(WEIGHTS_PLAN, seed=plan.seed)
+    weights_plan = replace(weights_plan, seed=plan.seed)
     weighted_VE = train_weights(lines, bag_VE, weights_plan, work / "weighted.npy")
     trained = work / "encoder"
 
@@ -69,6 +91,7 @@ def build_encoder(data: Path, work: Path, out: Path, plan: EncoderPlan, bag_plan
         return probe_encoder(model, tokenizer, data)
 
     model = train_encoder(lines, tokenizer, weighted_VE, plan, trained, measure=measure)
+    tokenise(tokenizer, [""])  # saved with its last call's padding: the yardstick's, also where that ran before a stop
     publish(trained, tokenizer, out / "encoder")
     if not (report := trained / "probe.json").exists():
         log.info("encoder\n%s", summary(probe_encoder(model, tokenizer, data, report)))
@@ -78,16 +101,31 @@ def build_encoder(data: Path, work: Path, out: Path, plan: EncoderPlan, bag_plan
     )
 
 
-def build_llm(data: Path, work: Path, out: Path, plan: LlmPlan) -> None:
-    """Corpus, tokenizer and training of the English LM."""
+def build_llm(
+    data: Path,
+    work: Path,
+    out: Path,
+    plan: LlmPlan,
+    *,
+    instruction_plan: InstructionPlan = InstructionPlan(),
+    vocabulary: int = LLM_VOCABULARY,
+) -> None:
+    """Corpus, tokenizer and both trainings of the English LM.
+
+    Args:
+        data: folder of the corpora.
+        work: folder of stage outputs.
+        out: gets `llm/`.
+        plan: of the first training; its seed is that of every stage.
+        instruction_plan: of the second; its own seed does not count.
+        vocabulary: tokens.
+    """
     _, documents = build_corpus(data, work)
-    tokenizer = build_llm_tokenizer(
-        documents, work / "llm_tokenizer", vocabulary=LLM_VOCABULARY, max_length=LLM_MAX_LENGTH
-    )
+    tokenizer = build_llm_tokenizer(documents, work / "llm_tokenizer", vocabulary=vocabulary, max_length=LLM_MAX_LENGTH)
     streams = pack_documents(documents, tokenizer, work / "llm_tokens.npz", held_out=plan.held_out, seed=plan.seed)
     train_llm(*streams, tokenizer, plan, work / "llm")
     trained = work / "llm_instructed"
-    model = train_instructions(work / "llm", tokenizer, InstructionPlan(seed=plan.seed), trained)
+    model = train_instructions(work / "llm", tokenizer, replace(instruction_plan, seed=plan.seed), trained)
     publish(trained, tokenizer, out / "llm")
     parameters = sum(p.numel() for p in model.parameters())
     write_llm_card(trained, out / "llm", parameters=parameters, vocabulary=len(tokenizer))
@@ -98,7 +136,7 @@ def publish(trained: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         if (trained / name).exists():
-            shutil.copyfile(trained / name, folder / name)
+            replace_file(folder / name, partial(shutil.copyfile, trained / name))
     tokenizer.save_pretrained(folder)
     figures = json.loads((trained / "training.json").read_text(encoding="utf-8"))["history"][-1]
     log.info("published %s: %s", folder.name, figures)

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from statistics import fmean
 
+from layerbridge.atomic import replace_text
 from pretraining.bag import BagPlan
 from pretraining.instruction_rows import KINDS
 
@@ -103,4 +104,4 @@ def _millions(count: int) -> str:
 
 def _write(name: str, folder: Path, figures: dict) -> None:
     text = (CARDS / f"{name}.md").read_text(encoding="utf-8").format(**figures)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    replace_text(folder / "README.md", text)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pretraining.clean import has_words, markdown_lines, normalise, plain_line, scraped_line
 from pretraining.languages import LANGUAGES, NON_ENGLISH
+from pretraining.made import is_made, of_files, save_folder
 
 Row = tuple[str, dict[str, str]]
 Document = tuple[str, str, str]
@@ -35,9 +36,14 @@ log = logging.getLogger(__name__)
 def build_corpus(data: Path, work: Path) -> tuple[Path, Path]:
     """Writes rows and documents under `work` once; returns their paths."""
     rows_path, documents_path = work / "rows.jsonl", work / "documents.jsonl"
-    if rows_path.exists() and documents_path.exists():
+    inputs = {name: of_files(data / f"{name}.tar.xz") for name in ARCHIVES}
+    read = inputs | {"flores_v1": of_files(*_flores_files(data / "flores_v1"))}
+    last = rows_path if documents_path.exists() else documents_path
+    if is_made("corpus", rows_path, {"plan": {}, "inputs": read}, last=last):
         return rows_path, documents_path
-    raw = _unpack(data, work / "raw")
+    raw = work / "raw"
+    if not is_made("unpacked archives", raw, {"plan": {}, "inputs": inputs}):
+        save_folder(raw, lambda folder: _unpack(data, folder))
     counts: dict[str, int] = defaultdict(int)
     _write_json_lines(
         documents_path,
@@ -61,17 +67,13 @@ def _write_json_lines(path: Path, records: Iterable[dict]) -> None:
     with partial.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    partial.rename(path)
+    partial.replace(path)
 
 
-def _unpack(data: Path, raw: Path) -> Path:
+def _unpack(data: Path, raw: Path) -> None:
     for name in ARCHIVES:
-        done = raw / f".{name}.done"
-        if not done.exists():
-            with tarfile.open(data / f"{name}.tar.xz") as archive:
-                archive.extractall(raw, filter="data")
-            done.touch()
-    return raw
+        with tarfile.open(data / f"{name}.tar.xz") as archive:
+            archive.extractall(raw, filter="data")
 
 
 def _distinct_rows(raw: Path, data: Path, counts: dict[str, int]) -> Iterator[Row]:
@@ -119,12 +121,21 @@ def _ntrex_rows(folder: Path) -> Iterator[Row]:
 
 
 def _flores_rows(folder: Path) -> Iterator[Row]:
-    for lang in ("si", "ne"):
-        for split in ("dev", "devtest", "test"):
-            stem = folder / f"wikipedia.{split}.{lang}-en"
-            pairs = zip(_lines(Path(f"{stem}.en")), _lines(Path(f"{stem}.{lang}")), strict=False)
-            for english, other in pairs:
-                yield "flores_v1", {"en": english, lang: other}
+    files = _flores_files(folder)
+    for english_path, other_path in zip(files[::2], files[1::2], strict=True):
+        lang = other_path.suffix[1:]
+        for english, other in zip(_lines(english_path), _lines(other_path), strict=False):
+            yield "flores_v1", {"en": english, lang: other}
+
+
+def _flores_files(folder: Path) -> list[Path]:
+    """English, its Sinhala or Nepali, the next English."""
+    return [
+        folder / f"wikipedia.{split}.{lang}-en.{side}"
+        for lang in ("si", "ne")
+        for split in ("dev", "devtest", "test")
+        for side in ("en", lang)
+    ]
 
 
 def _tatoeba_rows(folder: Path) -> Iterator[Row]:

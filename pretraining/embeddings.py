@@ -13,6 +13,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
+from pretraining.made import is_made, of_arrays, save_array
 from pretraining.pairs import SOURCES, Lines
 
 UNUSED_SOURCES = ("documents", "tatoeba")
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 
 def build_embeddings(lines: Lines, out: Path, *, vocabulary: int, width: int, seed: int) -> np.ndarray:
     """Computes the [vocabulary, width] float32 embeddings once, RMS 1 overall."""
-    if not out.exists():
+    plan = {"vocabulary": vocabulary, "width": width, "seed": seed}
+    if not is_made("SVD", out, {"plan": plan, "inputs": {"lines": of_arrays(*lines)}}):
         weights = _ppmi(_token_row_counts(lines, vocabulary))
         left, values, _ = randomized_svd(weights, width, n_iter=4, random_state=seed)
         vectors_VE = left * np.sqrt(values)
@@ -33,7 +35,7 @@ def build_embeddings(lines: Lines, out: Path, *, vocabulary: int, width: int, se
         vectors_VE[empty_V] = rng.normal(0, np.median(rms_V) * 0.3, (empty_V.sum(), width))
         vectors_VE *= 1 / np.sqrt((vectors_VE**2).mean())
         log.info("embeddings: %d of %d tokens never in a row", empty_V.sum(), vocabulary)
-        np.save(out, vectors_VE.astype(np.float32))
+        save_array(out, vectors_VE.astype(np.float32))
     return np.load(out)
 
 

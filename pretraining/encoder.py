@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import MT5Config, MT5EncoderModel, PreTrainedTokenizerBase
 
+from layerbridge.atomic import replace_text
+from pretraining.made import is_made, of_arrays
 from pretraining.optimiser import MasterOptimiser
 from pretraining.pairs import Batch, Lines, PairSampler
-from pretraining.resume import Progress
+from pretraining.resume import Progress, training_device
 from pretraining.tokenizer import MASK, SPECIAL
 
 log = logging.getLogger(__name__)
@@ -190,16 +192,17 @@ def train_encoder(
     `measure`, the encoder is measured in float32 at three points on the way and at the end: the learning curve, and
     what 16 bits cost.
     """
-    if not (out / "training.json").exists():  # what is written last
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    made = {"plan": asdict(plan), "inputs": {"lines": of_arrays(*lines), "embeddings": of_arrays(embeddings_VE)}}
+    if not is_made("encoder", out, made, last=out / "training.json"):
+        device = training_device()
         model = new_encoder(plan, embeddings_VE).to(device, torch.bfloat16)
         fast = copy.deepcopy(model).train()
         _use_fused_kernels(fast)
-        progress = Progress(out.with_suffix(".progress"), every=SAVE_EVERY, plan=asdict(plan))
+        progress = Progress(out.with_suffix(".progress"), every=SAVE_EVERY, plan=made)
         figures = {"plan": asdict(plan)} | _run(fast, lines, tokenizer, plan, progress, measure)
         model.load_state_dict(fast.state_dict())
         model.cpu().eval().save_pretrained(out)
-        (out / "training.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        replace_text(out / "training.json", json.dumps(figures, indent=1))
         progress.finish()
     return MT5EncoderModel.from_pretrained(out, dtype=torch.float32).eval()
 

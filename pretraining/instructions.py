@@ -23,12 +23,19 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from layerbridge.atomic import replace_text
 from pretraining.instruction_rows import KINDS, Instruction, instruction_rows
+from pretraining.made import is_made, of_files, of_text, of_tokenizer
+from pretraining.optimiser import PlainState
+from pretraining.resume import Progress, training_device
 
 log = logging.getLogger(__name__)
 
 POOL = 16
 """Batches that are sorted by length together, so that rows of like length share one."""
+WARMUP_STEPS = 20
+SAVE_EVERY = 100
+"""Steps between two writes of what a stopped training goes on from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +72,24 @@ def train_instructions(
 ) -> LlamaForCausalLM:
     """Trains once into `out` (bf16 weights; `training.json` of `base` with this stage's figures added) and loads it.
 
-    One thread, so that base, rows and seed give the same bits on one machine.
+    One thread, so that base, rows and seed give the same bits on one CPU. A training that was stopped goes on from
+    what it last wrote beside `out`, and ends with the same weights.
     """
-    if not (out / "training.json").exists():  # what is written last
-        model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
-        train, held_out = instruction_rows(plan.seed)
+    train, held_out = instruction_rows(plan.seed)
+    inputs = {
+        "base": of_files(base / "config.json", base / "model.safetensors"),
+        "tokenizer": of_tokenizer(tokenizer),
+        "rows": of_text(repr((train, held_out))),
+    }
+    made = {"plan": asdict(plan), "inputs": inputs}
+    if not is_made("instructions", out, made, last=out / "training.json"):
+        model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).to(training_device())
+        progress = Progress(out.with_suffix(".progress"), every=SAVE_EVERY, plan=made)
         figures = json.loads((base / "training.json").read_text(encoding="utf-8"))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            history = _run(model, tokenizer, train, held_out, plan)
+            history = _run(model, tokenizer, train, held_out, plan, progress)
         finally:
             torch.set_num_threads(threads)
         figures["instructions"] = {
@@ -83,8 +98,9 @@ def train_instructions(
             "held_out_rows": _count(held_out),
             "history": history,
         }
-        model.eval().to(torch.bfloat16).save_pretrained(out)
-        (out / "training.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        model.cpu().eval().to(torch.bfloat16).save_pretrained(out)
+        replace_text(out / "training.json", json.dumps(figures, indent=1))
+        progress.finish()
     return LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
 
 
@@ -147,25 +163,38 @@ def _run(
     train: list[Instruction],
     held_out: list[Instruction],
     plan: InstructionPlan,
+    progress: Progress,
 ) -> list[dict]:
     optimiser = torch.optim.AdamW(model.parameters(), lr=plan.rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, (step + 1) / 20) * (1 - 0.9 * step / plan.steps)
-    )
-    rng, history, started = random.Random(plan.seed + 1), [], time.monotonic()
+    state = PlainState(optimiser)
+    begun, record = progress.load(state)
+    history, step = record.get("history", []), 0
+    rng, started = random.Random(plan.seed + 1), time.monotonic() - record.get("seconds", 0.0)
     for epoch, rows in enumerate(draw_rows(train, plan)):
         model.train()
         for batch in _batches(tokenizer, rows, plan, rng):
+            step += 1
+            if step <= begun:
+                continue
+            for group in optimiser.param_groups:
+                group["lr"] = plan.rate * _rate_share(step - 1, plan)
             answer_B, text = _losses(model, batch, tokenizer.pad_token_id)
             (answer_B.mean() + plan.text_share * text).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
-            schedule.step()
             optimiser.zero_grad()
+            progress.save(step, state, {"history": history, "seconds": round(time.monotonic() - started, 1)})
+        if epoch < len(history):  # looked at before the stop
+            continue
         accuracy = accuracies(model, tokenizer, held_out)
         history.append({"epoch": epoch + 1, "accuracy": accuracy, "seconds": round(time.monotonic() - started, 1)})
         log.info("instructions %s", history[-1])
     return history
+
+
+def _rate_share(step: int, plan: InstructionPlan) -> float:
+    """Share of the rate after `step` updates: warm-up, then a straight way down to a tenth."""
+    return min(1.0, (step + 1) / WARMUP_STEPS) * (1 - 0.9 * step / plan.steps)
 
 
 def _batches(
@@ -219,7 +248,7 @@ def _answer_losses(
 
 def _num_written(model: LlamaForCausalLM, rows: list[Tokens], tokenizer: PreTrainedTokenizerBase) -> int:
     """Rows whose every answer token is the most probable one after those before it."""
-    ids_BW, answer_BW, _ = _padded(rows, tokenizer.pad_token_id)
+    ids_BW, answer_BW, _ = _padded(rows, tokenizer.pad_token_id, model.device)
     best_BW = model(input_ids=ids_BW, use_cache=False).logits[:, :-1].argmax(dim=-1)
     right_BW = (best_BW == ids_BW[:, 1:]) | ~answer_BW[:, 1:]
     return int(right_BW.all(dim=1).sum())
@@ -230,7 +259,7 @@ def _losses(model: LlamaForCausalLM, rows: list[Tokens], pad: int) -> tuple[Tens
 
     Only tokens with a loss get logits. Rows are padded on the right of causal attention, so they need no mask.
     """
-    ids_BW, answer_BW, text_BW = _padded(rows, pad)
+    ids_BW, answer_BW, text_BW = _padded(rows, pad, model.device)
     has_loss_BW = (answer_BW | text_BW)[:, 1:]
     states_BWD = model.model(input_ids=ids_BW, use_cache=False).last_hidden_state[:, :-1]
     logits_NV = model.lm_head(states_BWD[has_loss_BW])
@@ -242,8 +271,8 @@ def _losses(model: LlamaForCausalLM, rows: list[Tokens], pad: int) -> tuple[Tens
     return answer_B, text_N.mean() if len(text_N) else losses_N.new_zeros(())
 
 
-def _padded(rows: list[Tokens], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-padded ids, and which of them are answer (its end included) and which text with a loss."""
+def _padded(rows: list[Tokens], pad: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """On `device`: right-padded ids, and which of them are answer (its end included) and which text with a loss."""
     width = max(map(len, rows))
     ids_BW = torch.full((len(rows), width), pad)
     answer_BW, text_BW = (torch.zeros((len(rows), width), dtype=torch.bool) for _ in range(2))
@@ -252,4 +281,4 @@ def _padded(rows: list[Tokens], pad: int) -> tuple[Tensor, Tensor, Tensor]:
         ids_BW[index, :end] = torch.tensor(row.read + row.answer)
         text_BW[index, :begin] = row.learns_text
         answer_BW[index, begin:end] = True
-    return ids_BW, answer_BW, text_BW
+    return ids_BW.to(device), answer_BW.to(device), text_BW.to(device)

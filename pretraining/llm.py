@@ -20,9 +20,11 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from layerbridge.atomic import replace_text
 from pretraining.corpus import read_json_lines
+from pretraining.made import is_made, of_arrays, of_files, of_tokenizer, save_arrays
 from pretraining.optimiser import MasterOptimiser
-from pretraining.resume import Progress
+from pretraining.resume import Progress, training_device
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,8 @@ def pack_documents(
     documents: Path, tokenizer: PreTrainedTokenizerBase, out: Path, *, held_out: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token streams of the training and the held-out documents, made once."""
-    if not out.exists():
+    inputs = {"documents": of_files(documents), "tokenizer": of_tokenizer(tokenizer)}
+    if not is_made("LM's tokens", out, {"plan": {"held_out": held_out, "seed": seed}, "inputs": inputs}):
         rng = random.Random(seed)
         texts = []
         for record in read_json_lines(documents):
@@ -95,7 +98,7 @@ def pack_documents(
                 for ids in tokenizer(part[begin : begin + 5000], add_special_tokens=False).input_ids:
                     pieces += [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
             streams.append(np.array(pieces, dtype=np.uint16))
-        np.savez(out, train=streams[0], held_out=streams[1])
+        save_arrays(out, train=streams[0], held_out=streams[1])
     with np.load(out) as arrays:
         return arrays["train"], arrays["held_out"]
 
@@ -115,10 +118,12 @@ def train_llm(
     train: np.ndarray, held_out: np.ndarray, tokenizer: PreTrainedTokenizerBase, plan: LlmPlan, out: Path
 ) -> LlamaForCausalLM:
     """Trains once into `out` (bf16 weights, `training.json` with the figures) and loads it."""
-    if not (out / "training.json").exists():  # what is written last
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    inputs = {"train": of_arrays(train), "held_out": of_arrays(held_out), "tokenizer": of_tokenizer(tokenizer)}
+    made = {"plan": asdict(plan), "inputs": inputs}
+    if not is_made("LM", out, made, last=out / "training.json"):
+        device = training_device()
         model = new_llm(plan, tokenizer).to(device, torch.bfloat16).train()
-        progress = Progress(out.with_suffix(".progress"), every=SAVE_EVERY, plan=asdict(plan))
+        progress = Progress(out.with_suffix(".progress"), every=SAVE_EVERY, plan=made)
         history = _run(model, train, plan, progress)
         model.generation_config.max_new_tokens = 64
         model.eval().save_pretrained(out)
@@ -131,7 +136,7 @@ def train_llm(
             "held_out_perplexity": round(math.exp(loss), 2),
             "history": history,
         }
-        (out / "training.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        replace_text(out / "training.json", json.dumps(figures, indent=1))
         progress.finish()
     return LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
 

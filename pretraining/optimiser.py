@@ -82,8 +82,7 @@ class MasterOptimiser:
         """Return masters and the optimisers' own state, by name, for `load_tensors`."""
         found = {f"master.{at}": master for at, master in enumerate(self.masters)}
         for which, optimiser in enumerate(self.optimisers):
-            for at, state in optimiser.state_dict()["state"].items():
-                found |= {f"state.{which}.{at}.{key}": torch.as_tensor(value) for key, value in state.items()}
+            found |= _state_tensors(optimiser, f"state.{which}.")
         return found
 
     def load_tensors(self, tensors: dict[str, torch.Tensor], step_count: int) -> None:
@@ -93,11 +92,48 @@ class MasterOptimiser:
                 master.copy_(tensors[f"master.{at}"])
             torch._foreach_copy_(self.parameters, self.masters)
         for which, optimiser in enumerate(self.optimisers):
-            found = optimiser.state_dict()
-            found["state"] = {}
-            for name, tensor in tensors.items():
-                if name.startswith(f"state.{which}."):
-                    _, _, at, key = name.split(".", 3)
-                    found["state"].setdefault(int(at), {})[key] = tensor
-            optimiser.load_state_dict(found)
+            _load_state(optimiser, tensors, f"state.{which}.")
         self.step_count = step_count
+
+
+class PlainState:
+    """Tensors of one of torch's own optimisers and what it trains, by name; the rate is the training's own affair."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer) -> None:
+        self.optimiser = optimiser
+        self.parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return parameters and state, for `load_tensors`."""
+        found = {f"parameter.{at}": parameter.detach() for at, parameter in enumerate(self.parameters)}
+        return found | _state_tensors(self.optimiser, "state.")
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor], step_count: int) -> None:
+        """Put parameters and state where `tensors` was read off; the state itself counts the steps."""
+        with torch.no_grad():
+            for at, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[f"parameter.{at}"])
+        _load_state(self.optimiser, tensors, "state.")
+
+
+def _state_tensors(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        f"{prefix}{at}.{key}": torch.as_tensor(value)
+        for at, state in optimiser.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
+def _load_state(optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], prefix: str) -> None:
+    found = optimiser.state_dict()
+    found["state"] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            at, key = name.removeprefix(prefix).split(".", 1)
+            found["state"].setdefault(int(at), {})[key] = tensor
+    optimiser.load_state_dict(found)
+    for parameter, state in optimiser.state.items():
+        for key, value in state.items():
+            # Fused kernels go through memory: a moment has to lie there as its parameter does.
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

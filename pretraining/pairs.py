@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pretraining.corpus import read_json_lines
 from pretraining.languages import LANGUAGES, NON_ENGLISH
+from pretraining.made import is_made, of_files, of_tokenizer, save_arrays
 
 CODES = tuple(LANGUAGES)
 SOURCES = ("ntrex", "flores_v1", "tatoeba", "xquad", "storybooks", "course_docs", "documents")
@@ -69,7 +70,8 @@ class Spans:
 
 def tokenise_lines(corpus: tuple[Path, Path], tokenizer: PreTrainedTokenizerBase, out: Path, *, seed: int) -> Lines:
     """Tokenises all rows, and documents up to a number a language, once; loads the arrays."""
-    if not out.exists():
+    inputs = {"corpus": of_files(*corpus), "tokenizer": of_tokenizer(tokenizer)}
+    if not is_made("tokenised lines", out, {"plan": {"seed": seed}, "inputs": inputs}):
         lines = [*_row_lines(corpus[0]), *_document_lines(corpus[1], seed)]
         starts, kept = [0], []
         for begin in range(0, len(lines), 20_000):
@@ -80,7 +82,7 @@ def tokenise_lines(corpus: tuple[Path, Path], tokenizer: PreTrainedTokenizerBase
                 kept.append(np.asarray(ids[:limit], dtype=np.uint16))
                 starts.append(starts[-1] + len(kept[-1]))
         sources, rows, langs, _ = zip(*lines, strict=True)
-        np.savez(
+        save_arrays(
             out,
             tokens=np.concatenate(kept),
             starts_N=np.array(starts),

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from layerbridge.atomic import replace_text
 from pretraining.languages import LANGUAGES, NON_ENGLISH
 
 
@@ -27,6 +28,11 @@ def read_sib200(data: Path, lang: str, split: str) -> tuple[list[str], list[str]
     return [r["index_id"] for r in rows], [r["category"] for r in rows], [r["text"] for r in rows]
 
 
+def tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> BatchEncoding:
+    """Padded ids and mask of some sentences."""
+    return tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+
+
 @torch.inference_mode()
 def pooled_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], *, batch: int = 64
@@ -34,9 +40,7 @@ def pooled_states(
     """[L, N, E] means over a sentence's tokens of each hidden state, as the encoder puts them out."""
     pooled = []
     for begin in range(0, len(texts), batch):
-        inputs = tokenizer(
-            texts[begin : begin + batch], padding=True, truncation=True, max_length=256, return_tensors="pt"
-        )
+        inputs = tokenise(tokenizer, texts[begin : begin + batch])
         mask_BS1 = inputs.attention_mask[..., None].float()
         states = model(**inputs, output_hidden_states=True).hidden_states
         pooled.append(torch.stack([(s.float() * mask_BS1).sum(1) / mask_BS1.sum(1) for s in states]))
@@ -71,7 +75,7 @@ def probe_encoder(
         }
         result["retrieval"][name] = {"mean of 26": float(np.mean(list(found.values()))), **found}
     if report is not None:
-        report.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        replace_text(report, json.dumps(result, indent=1))
     return result
 
 

@@ -1,6 +1,7 @@
 """Where a training stands: what it needs to go on after a kill and end bit for bit where an undisturbed one does.
 
-Batches are not stored: they depend on the seed alone, and drawing those that are done once more takes seconds.
+Batches are not stored: where drawing those that are done once more takes seconds, they are drawn again from the seed;
+where it takes long, `record` has the state of what draws them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretraining.optimiser import MasterOptimiser
+from pretraining.optimiser import MasterOptimiser, PlainState
 
 GENERATOR = "generator"
+
+
+def training_device() -> torch.device:
+    """Where trainings run: on the GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Progress:
@@ -31,7 +37,9 @@ class Progress:
         self.path, self.every = path, every
         self.plan = json.dumps(plan, sort_keys=True)
 
-    def load(self, optimiser: MasterOptimiser, generator: torch.Generator | None = None) -> tuple[int, dict]:
+    def load(
+        self, optimiser: MasterOptimiser | PlainState, generator: torch.Generator | None = None
+    ) -> tuple[int, dict]:
         """Put the optimiser, its model and the generator where they were.
 
         Returns:
@@ -53,7 +61,11 @@ class Progress:
         return header["step"], header["record"]
 
     def save(
-        self, step: int, optimiser: MasterOptimiser, record: dict, generator: torch.Generator | None = None
+        self,
+        step: int,
+        optimiser: MasterOptimiser | PlainState,
+        record: dict,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Write the file, if `step` is one of those to write at."""
         if step % self.every:

@@ -22,7 +22,9 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from layerbridge.atomic import replace_text
 from pretraining.corpus import read_json_lines
+from pretraining.made import is_made, of_files, of_tokenizer, save_folder
 
 SPECIAL = PAD, EOS, UNK, MASK = "<pad>", "</s>", "<unk>", "<extra_id_0>"
 """The encoder's special pieces, ids 0 to 3: mT5's order, then the mask of the training."""
@@ -51,7 +53,11 @@ def build_encoder_tokenizer(
         seed: of the sample.
         balance: a language's share is proportional to (its characters) ** balance.
     """
-    if not (out / "tokenizer.json").exists():
+    plan = {
+        "vocabulary": vocabulary, "sentences": sentences, "max_length": max_length, "seed": seed, "balance": balance
+    }  # fmt: skip
+    made = {"plan": plan, "inputs": {"corpus": of_files(*corpus)}}
+    if not is_made("encoder's tokenizer", out, made):
         lines = _balanced_sample(corpus, sentences=sentences, balance=balance, seed=seed)
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
@@ -71,7 +77,7 @@ def build_encoder_tokenizer(
             max_sentence_length=8000,
             minloglevel=1,
         )
-        _save_unigram(model.getvalue(), out, max_length=max_length)
+        save_folder(out, lambda folder: _save_unigram(model.getvalue(), folder, max_length=max_length))
     return PreTrainedTokenizerFast.from_pretrained(out)
 
 
@@ -133,7 +139,9 @@ def build_llm_tokenizer(
     documents: Path, out: Path, *, vocabulary: int, max_length: int, sentences: int = 150_000
 ) -> PreTrainedTokenizerFast:
     """Trains the byte-level BPE of the English LM once into `out` and loads it."""
-    if not (out / "tokenizer.json").exists():
+    plan = {"vocabulary": vocabulary, "max_length": max_length, "sentences": sentences}
+    made = {"plan": plan, "inputs": {"documents": of_files(documents)}}
+    if not is_made("LM's tokenizer", out, made):
         english = (r for r in read_json_lines(documents) if r["lang"] == "en")
         texts = [r["text"] for r in english if not (r["source"] == "books" and len(r["text"]) % 4)]
         tokenizer = Tokenizer(models.BPE())
@@ -152,7 +160,7 @@ def build_llm_tokenizer(
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
         )
-        PreTrainedTokenizerFast(
+        fast = PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
             pad_token="<pad>",
             bos_token="<s>",
@@ -161,12 +169,16 @@ def build_llm_tokenizer(
             model_max_length=max_length,
             clean_up_tokenization_spaces=False,
             model_input_names=["input_ids", "attention_mask"],
-        ).save_pretrained(out)
+        )
+        save_folder(out, fast.save_pretrained)
     return PreTrainedTokenizerFast.from_pretrained(out)
 
 
 def measure_tokenizer(tokenizer: PreTrainedTokenizerFast, rows: Path, report: Path) -> None:
-    """Writes characters a token and the share of unknown tokens, by language, on ntrex."""
+    """Writes characters a token and the share of unknown tokens, by language, on ntrex, once into `report`."""
+    inputs = {"tokenizer": of_tokenizer(tokenizer), "rows": of_files(rows)}
+    if is_made("encoder tokenizer's figures", report, {"plan": {}, "inputs": inputs}):
+        return
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     for record in read_json_lines(rows):
         if record["source"] != "ntrex":
@@ -180,4 +192,4 @@ def measure_tokenizer(tokenizer: PreTrainedTokenizerFast, rows: Path, report: Pa
         lang: {"characters_a_token": round(c / t, 2), "unknown_share": round(u / t, 5), "changed_lines": n}
         for lang, (c, t, u, n) in sorted(counts.items())
     }
-    report.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    replace_text(report, json.dumps(figures, indent=1))

@@ -174,6 +174,64 @@ def test_training_gives_the_same_bits_again_and_others_with_another_seed(base, t
     assert (base / "model.safetensors").read_bytes() != first
 
 
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("killed_at", "saved"), [(6, 5), (9, 8)], ids=["in an epoch", "at the end of one"])
+def test_training_that_was_killed_ends_with_the_same_bytes(
+    killed_at, saved, base, tokenizer, few_rows, tmp_path, monkeypatch
+):
+    """Of 12 steps in three epochs; at step 9 the second epoch's look at the held-out rows is done or not."""
+    monkeypatch.setattr(instructions, "instruction_rows", lambda seed: few_rows)
+    monkeypatch.setattr(instructions, "SAVE_EVERY", saved)
+    plan = InstructionPlan(steps=12, epochs=3, batch=8, seed=3)
+    train_instructions(base, tokenizer, plan, tmp_path / "whole")
+    real, steps = torch.optim.AdamW.step, []
+
+    def step(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == killed_at:
+            raise KilledError
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(KilledError):
+        train_instructions(base, tokenizer, plan, tmp_path / "cut")
+    train_instructions(base, tokenizer, plan, tmp_path / "cut")
+    assert len(steps) == killed_at + 12 - saved, "it begins where it last wrote, not from the start"
+    whole, cut = (tmp_path / name for name in ("whole", "cut"))
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    figures = [json.loads((folder / "training.json").read_text())["instructions"] for folder in (cut, whole)]
+    one, two = ([row | {"seconds": 0} for row in part["history"]] for part in figures)
+    assert one == two
+    assert not list(tmp_path.glob("*.progress"))
+
+
+def test_training_goes_where_the_other_trainings_go(base, tokenizer, few_rows, tmp_path, monkeypatch):
+    """The `meta` device stands for a GPU: tensors on it have a place and no values."""
+    monkeypatch.setattr(instructions, "instruction_rows", lambda seed: few_rows)
+    monkeypatch.setattr(instructions, "training_device", lambda: torch.device("meta"))
+    places = []
+
+    def run(model, *_):
+        rows = [instructions._tokens(tokenizer, row, prompted=False) for row in few_rows[0][:2]]
+        real = instructions._padded
+        with monkeypatch.context() as patch:
+            patch.setattr(instructions, "_padded", lambda *args: places.append(args[-1].type) or real(*args))
+            with pytest.raises((RuntimeError, NotImplementedError)):  # which tokens have a loss is a value
+                instructions._losses(model, rows, tokenizer.pad_token_id)
+        places.extend(tensor.device.type for tensor in real(rows, tokenizer.pad_token_id, model.device))
+        places.extend(parameter.device.type for parameter in model.parameters())
+        raise KilledError
+
+    monkeypatch.setattr(instructions, "_run", run)
+    with pytest.raises(KilledError):
+        train_instructions(base, tokenizer, PLAN, tmp_path / "out")
+    assert len(places) > 4
+    assert set(places) == {"meta"}
+
+
 def test_training_leaves_the_number_of_threads_as_it_was(base, tokenizer, few_rows, tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr(instructions, "instruction_rows", lambda seed: few_rows)

@@ -10,10 +10,12 @@ from pretraining.bag import BagPlan, inverse_frequency, train_bag, train_weights
 from pretraining.encoder import EncoderPlan, new_encoder, train_encoder
 from pretraining.letters import letter_grams
 from pretraining.llm import LlmPlan, train_llm
+from pretraining.optimiser import PlainState
 from pretraining.pairs import CODES, SOURCES, Lines, PairSampler
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from pretraining import bag as bag_stage
 from pretraining import encoder as encoder_stage
 from pretraining import llm as llm_stage
 
@@ -133,6 +135,41 @@ def test_an_llm_training_that_was_killed_ends_with_the_same_bytes(
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("stage", ["bags", "weights"])
+def test_a_training_of_bags_that_was_killed_ends_with_the_same_bytes(
+    stage: str, lines: Lines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bag_stage, "SAVE_EVERY", 3)
+    plan = BagPlan(steps=8, rate=0.02, pairs=12, english_share=0.3, others_share=0.3)
+    start_VE = embeddings(16)
+    pieces = [f"▁berl{at % 7}in{at % 5}" for at in range(PIECES)]
+
+    def train(out: Path) -> np.ndarray:
+        return (
+            train_bag(lines, start_VE, pieces, plan, out)
+            if stage == "bags"
+            else train_weights(lines, start_VE, plan, out)
+        )
+
+    whole_VE = train(tmp_path / "whole.npy")
+    real, calls = bag_stage._draw, []
+
+    def draw(*args: object) -> object:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KilledError
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bag_stage, "_draw", draw)
+    with pytest.raises(KilledError):
+        train(tmp_path / "cut.npy")
+    assert not (tmp_path / "cut.npy").exists()
+    assert (train(tmp_path / "cut.npy") == whole_VE).all()
+    assert len(calls) == 6 + 8 - 3, "it begins where it last wrote, not from the start"
+    assert (tmp_path / "cut.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert not list(tmp_path.glob("*.progress"))
+
+
 def test_a_training_does_not_go_on_from_another_plans_state(
     lines: Lines, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +211,45 @@ def test_pieces_that_every_line_has_come_to_count_little(lines: Lines, tmp_path:
     lengths_V = np.sqrt((trained_VE**2).mean(1))
     assert lengths_V[4:].argmin() + 4 == 39
     assert (train_weights(lines, embeddings(16), plan, tmp_path / "again.npy") == trained_VE).all()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_optimiser_goes_on_the_same_whichever_way_its_parameters_lie_in_memory(order: str) -> None:
+    """Its fused kernel goes through parameter and moments in the order of the memory."""
+
+    def begin() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        table_VE = torch.nn.Parameter(torch.from_numpy(np.asarray(embeddings(16), order=order).copy(order)))
+        assert table_VE.is_contiguous() == (order == "C")
+        return table_VE, torch.optim.Adam([table_VE], lr=0.1, fused=True)
+
+    def step(table_VE: torch.nn.Parameter, adam: torch.optim.Optimizer) -> None:
+        adam.zero_grad()
+        (table_VE**2 * torch.arange(16.0)).sum().backward()
+        adam.step()
+
+    whole_VE, whole = begin()
+    for at in range(6):
+        if at == 3:
+            tensors = {name: tensor.clone().contiguous() for name, tensor in PlainState(whole).tensors().items()}
+        step(whole_VE, whole)
+    cut_VE, cut = begin()
+    PlainState(cut).load_tensors(tensors, 3)
+    for _ in range(3):
+        step(cut_VE, cut)
+    assert torch.equal(cut_VE, whole_VE)
+
+
+def test_a_training_does_not_go_on_from_the_state_of_other_inputs(
+    lines: Lines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bag_stage, "SAVE_EVERY", 2)
+    plan = BagPlan(steps=4, pairs=12)
+    with monkeypatch.context() as patch:
+        patch.setattr(bag_stage, "_save", lambda *_: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            train_weights(lines, embeddings(16), plan, tmp_path / "weighted.npy")
+    with pytest.raises(ValueError, match=r"weighted\.progress is of another plan.*Delete it"):
+        train_weights(lines, embeddings(16) + 1, plan, tmp_path / "weighted.npy")
 
 
 def test_layers_start_as_the_identity(tokenizer: PreTrainedTokenizerFast) -> None:
