@@ -45,6 +45,7 @@ def build_corpus(data: Path, work: Path) -> tuple[Path, Path]:
     if not is_made("unpacked archives", raw, {"plan": {}, "inputs": inputs}):
         save_folder(raw, lambda folder: _unpack(data, folder))
     counts: dict[str, int] = defaultdict(int)
+    rows_path.unlink(missing_ok=True)  # beside new documents, rows of before would be taken for what the note tells of
     _write_json_lines(
         documents_path,
         ({"source": s, "lang": lang, "text": t} for s, lang, t in _distinct_documents(raw, counts)),

@@ -101,7 +101,18 @@ def test_configs_are_frozen():
             "task: t\nfusion: {name: attention_pool, temperature: 0}",
             "fusion.temperature: Input should be greater than 0",
         ),
-        ("task: t\nfusion: {name: transformer_softmax, heads: 2}", "unknown key 'fusion.heads'"),
+        (
+            "task: t\nfusion: {name: transformer_softmax, heads: 2}",
+            "unknown key 'fusion.heads': fusion 'transformer_softmax' takes none; these do: attention_pool, "
+            "global_softmax, low_rank_softmax. Known here: dropout, feedforward_width, name, normalize_layers, "
+            "temperature, weights",
+        ),
+        (
+            "task: t\nfusion: {name: last_layer, layer: 2}",
+            "unknown key 'fusion.layer': fusion 'last_layer' takes none; these do: single_layer. Known here: name",
+        ),
+        ("task: t\nfusion: {name: global_softmax, head: 2}", "unknown key 'fusion.head'. Did you mean 'heads'?"),
+        ("task: t\nfusion: {name: recommended, rank: 2}", "fusion 'global_softmax' takes none; these do: low_rank"),
         ("task: t\npooling: men", "unknown pooling.name 'men'. Did you mean 'mean'"),
         ("task: t\npooling: every", "pooling 'every' has no size; say how many source tokens make a soft token"),
         ("task: t\npooling: {name: mean, size: 2}", "size is of pooling 'every', and this one is 'mean'; drop it"),
@@ -115,6 +126,18 @@ def test_every_mistake_gets_a_clear_error(tmp_path, text, message):
     with pytest.raises(ConfigError) as error:
         load(tmp_path, text)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", cfg._fusions())
+def test_every_key_of_another_fusion_is_answered_with_the_fusions_that_have_it(tmp_path, name):
+    fusions = cfg._fusions()
+    keys = {key for other in fusions.values() for key in other.model_fields} - set(fusions[name].model_fields)
+    for key in keys:
+        having = [other for other in sorted(fusions) if key in fusions[other].model_fields]
+        with pytest.raises(ConfigError) as error:
+            load(tmp_path, f"task: t\nfusion: {{name: {name}, {key}: 1}}")
+        assert f"fusion {name!r} takes none; these do: {', '.join(having)}. Known here: " in str(error.value)
+        assert "Did you mean" not in str(error.value)
 
 
 def test_the_defaults_are_the_published_set_up():

@@ -427,7 +427,7 @@ class TrainingConfig(FrozenConfig):
     gradient_checkpointing: bool = False
     """Keep less of the forward pass and compute it again in the backward pass: less memory, more time. Of the LLM its
     layers' inputs are kept, and of the encoder, by fusions that make one mix with the same weights for all tokens,
-    nothing."""
+    nothing. Other fusions, `global_softmax` with `heads` above 1 too, hold all of its layers as without it."""
     torch_compile: bool = False
     """Let torch compile the LLM; worth its minutes of start-up on long runs on a GPU."""
     shard_llm: bool = False
@@ -575,7 +575,7 @@ def _complaints(kind: type[BaseModel], error: ValidationError) -> Iterator[str]:
         key = ".".join(location)
         match item["type"]:
             case "extra_forbidden":
-                yield _unknown_key(kind, location)
+                yield _unknown_key(kind, [str(part) for part in item["loc"]], location)
             case "union_tag_invalid":
                 found = str(item["ctx"]["tag"])
                 known = _fusion_names()
@@ -602,12 +602,31 @@ def _short(value: Any) -> str:
 
 
 def _fusion_names() -> list[str]:
-    return [part.__metadata__[0].tag for part in get_args(get_args(FusionConfig)[0])] + ["recommended"]
+    return [*_fusions(), "recommended"]
 
 
-def _unknown_key(kind: type[BaseModel], location: list[str]) -> str:
-    """Name the nearest known key at the place where the unknown one stands."""
+def _fusions() -> dict[str, type[BaseModel]]:
+    """Return each fusion's config by its name."""
+    return {part.__metadata__[0].tag: get_args(part)[0] for part in get_args(get_args(FusionConfig)[0])}
+
+
+def _unknown_key(kind: type[BaseModel], place: list[str], location: list[str]) -> str:
+    """Name the nearest known key at the place where the unknown one stands, or the fusions that have that key.
+
+    Args:
+        kind: of config.
+        place: of the key, as pydantic says it: with the fusion's name after `fusion`.
+        location: the same as in a recipe.
+    """
     known = set(_fields_at(kind, location[:-1]))
+    if place[-3:-2] == ["fusion"] and (fusion := _fusions().get(place[-2])) is not None:
+        known = set(fusion.model_fields)
+        having = sorted(name for name, other in _fusions().items() if location[-1] in other.model_fields)
+        if having:
+            return (
+                f"unknown key {'.'.join(location)!r}: fusion {place[-2]!r} takes none; these do: {', '.join(having)}. "
+                f"Known here: {', '.join(sorted(known))}"
+            )
     guess = nearest(location[-1], known)
     hint = f" Did you mean {guess!r}?" if guess else ""
     listing = f" Known here: {', '.join(sorted(known))}" if known else ""

@@ -191,7 +191,7 @@ def _mean(values: Iterable[float]) -> float | None:
 
 def config_sha256(config: BridgeConfig) -> str:
     """Return the sha256 of the canonical JSON of a bridge's config, or of a recipe's bridge part."""
-    return json_sha256(_without_later(config.model_dump(mode="json", include=set(BridgeConfig.model_fields))))
+    return json_sha256(without_later(config.model_dump(mode="json", include=set(BridgeConfig.model_fields))))
 
 
 def setup_sha256(recipe: Recipe) -> str:
@@ -218,10 +218,10 @@ def setup_sha256(recipe: Recipe) -> str:
     distillation = data["training"]["self_distillation"]
     if distillation is not None and distillation["texts"] is not None:
         distillation["texts"] = Path(distillation["texts"]).name
-    return json_sha256(_without_later(data))
+    return json_sha256(without_later(data))
 
 
-def _without_later(data: dict[str, Any]) -> dict[str, Any]:
+def without_later(data: dict[str, Any]) -> dict[str, Any]:
     """Leave out options that came after the first results, at their defaults: earlier hashes stay what they were."""
     kept = {key: value for key, value in data.items() if key not in _LATER_PARTS or value != _LATER_PARTS[key]}
     for part, later in (*_LATER.items(), ("fusion", _LATER_OF_FUSIONS.get(data["fusion"]["name"], {}))):
@@ -238,7 +238,7 @@ HOW_IT_RUNS = {
     "shard_llm",
     "num_workers",
 }
-"""Options of `training` that move memory and time about, and no result."""
+"""Options of `training` that move memory and time about, and no result but for what dropout and noise draw."""
 
 _LATER: dict[str, dict[str, Any]] = {
     "training": {

@@ -85,6 +85,19 @@ def test_model_card_names_bases_fusion_and_origin(tiny_models, tmp_path):
     for wanted in ("library_name: layerbridge", "transformer_softmax", "| si | 50.0 |", "languages seen", "sib200"):
         assert wanted in card
     assert load_bridge(tmp_path).trained_on == bridge.trained_on
+    assert "pooling" not in card, "of what is as in the paper there is no row"
+
+
+@pytest.mark.parametrize(
+    ("pooling", "row"),
+    [
+        ("mean", "| pooling | mean |"),
+        ({"name": "every", "size": 3}, "| pooling | every, 3 source tokens a soft token |"),
+    ],
+)
+def test_the_model_card_names_the_pooling_where_there_is_one(tiny_models, tmp_path, pooling, row):
+    save_bridge(make(tiny_models, pooling=pooling), tmp_path)
+    assert row in (tmp_path / "README.md").read_text().splitlines()
 
 
 def test_a_bridge_on_another_base_is_refused_with_both_fingerprints(tiny_models, tmp_path):

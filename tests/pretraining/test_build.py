@@ -12,6 +12,7 @@ pytest.importorskip("anyascii")
 
 from pretraining.bag import BagPlan
 from pretraining.build import build_encoder, build_llm
+from pretraining.corpus import build_corpus
 from pretraining.encoder import EncoderPlan
 from pretraining.instruction_rows import KINDS, Instruction, instruction_rows
 from pretraining.instructions import InstructionPlan
@@ -132,6 +133,31 @@ def test_a_build_that_is_killed_at_every_write_publishes_the_same_bytes(
     assert {f"work/{name}" for name in outputs} <= names
     lies = {path.name for path in work.iterdir() if not path.name.startswith(".")}
     assert lies - {path.name for path in killed} == {"encoder", "llm", "llm_instructed"}, "finished by training.json"
+
+
+def test_a_corpus_that_is_killed_between_its_files_keeps_no_rows_of_another(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents were deleted, and rows of before left lying; the kill comes when the new documents have their name."""
+    rows, documents = build_corpus(data, tmp_path)
+    wanted = rows.read_bytes()
+    rows.write_text("of another corpus", encoding="utf-8")
+    documents.unlink()
+    real_replace = Path.replace
+
+    def kill_or_replace(self: Path, target: Path) -> Path:
+        if target == rows:
+            raise KilledError
+        return real_replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", kill_or_replace)
+        with pytest.raises(KilledError):
+            build_corpus(data, tmp_path)
+    assert documents.exists()
+    assert not rows.exists()
+    build_corpus(data, tmp_path)
+    assert rows.read_bytes() == wanted
 
 
 @pytest.mark.parametrize(

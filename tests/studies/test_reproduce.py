@@ -301,6 +301,13 @@ def test_rows_that_changed_are_asked_again_and_moved_ones_are_not(tmp_path, tiny
     assert re.search(r"own: \d+ s a job so far; \d+ min of one process for the rest\.", more)
     (folder / "si.jsonl").write_text(rows("other", 4))
     assert "0 of them done" in reproduce(*arguments, "--plan")
+    (folder / "train.jsonl").write_text(rows("later", 16))
+    learned_from = [tmp_path / f"out/own/{name}-seed-0/run.json" for name in ("last_layer", "transformer_softmax")]
+    before = [json.loads(path.read_text())["train_sha256"] for path in learned_from]
+    assert "0 of them done" in reproduce(*arguments)
+    after = [json.loads(path.read_text())["train_sha256"] for path in learned_from]
+    assert not set(before) & set(after), "a bridge that learned from other rows is no answer"
+    assert "2 of them done" in reproduce(*arguments, "--plan")
 
 
 @pytest.mark.parametrize("seeds", ["a", "1,1", "0,-1", ""])

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 from layerbridge.cli import app
 from layerbridge.errors import ConfigError, DataError
 from layerbridge.evaluation import statistics
+from layerbridge.results import write_results
 from layerbridge.studies.selection import select
-from layerbridge.studies.selection_log import read_selection, to_markdown, write_selection
+from layerbridge.studies.selection_log import Report, read_selection, to_markdown, write_selection
 from tests.evaluation.fakes import make_language, make_results
 from tests.evaluation.test_analyse import bits, write_run
 
@@ -49,6 +50,13 @@ def write_study(root, seeds=SEEDS, *, jobs=True, **changes):
     return root
 
 
+def write_report(root):
+    """Results to be reported, on rows that chose nothing."""
+    other = make_results({"si": make_language(3, data_sha256="9" * 64)}, split="test")
+    write_results(other, root / "run/evaluation/news-test/results.json")
+    return root
+
+
 @pytest.fixture
 def study(tmp_path):
     return write_study(tmp_path / "ideas")
@@ -80,13 +88,26 @@ def test_rows_that_a_report_has_are_refused_whatever_their_split_is_called(tmp_p
 
 
 def test_other_rows_of_a_report_do_not_hinder(tmp_path, study):
-    from layerbridge.results import write_results
+    found = select([study], reports=[write_report(tmp_path / "table")])
+    assert (found.reports_checked, found.reports) == (1, (Report(name="table", results=1, checked_at=found.chosen_at),))
+    date = found.chosen_at.isoformat()
+    assert f": 1 of table ({date}); none is of a split that was read here." in to_markdown(found)
+    assert "Not compared with results that are reported; `--report FOLDER` does it" in to_markdown(select([study]))
 
-    other = make_results({"si": make_language(3, data_sha256="9" * 64)}, split="test")
-    write_results(other, tmp_path / "table/run/evaluation/news-test/results.json")
-    found = select([study], reports=[tmp_path / "table"])
-    assert found.reports_checked == 1
-    assert "searched for the same rows: 1; none had any" in to_markdown(found)
+
+def test_a_report_that_is_not_there_yet_is_answered_with_what_to_do_first(tmp_path, study):
+    (tmp_path / "empty").mkdir()
+    for folder, words in (("none", "No run, study, .* at .*none"), ("empty", "empty has no results")):
+        with pytest.raises((ConfigError, DataError), match=f"{words}.* Choose without --report while there is nothing"):
+            select([study], reports=[tmp_path / folder])
+
+
+def test_a_damaged_report_is_said_to_be_damaged_and_not_to_be_left_out(tmp_path, study):
+    report = write_report(tmp_path / "table")
+    next(report.rglob("results.json")).write_text("{")
+    with pytest.raises(DataError, match="is not JSON") as caught:
+        select([study], reports=[report])
+    assert "without --report" not in str(caught.value)
 
 
 def test_an_unfinished_study_chooses_only_when_told_to_and_says_so(tmp_path):
@@ -194,8 +215,81 @@ def test_the_log_is_read_back_as_it_was_written_and_keeps_its_date(tmp_path, stu
     text = (tmp_path / "early/selection.json").read_text()
     write_selection(first, tmp_path / "early")
     assert (tmp_path / "early/selection.json").read_text() == text
-    changed = first.model_copy(update={"command": "another"})
+    changed = first.model_copy(update={"n": 23})
     assert write_selection(changed, tmp_path / "early").chosen_at == first.chosen_at != early.chosen_at
+
+
+def test_a_report_named_after_the_choice_is_added_and_alters_neither_choice_nor_date(tmp_path, study):
+    chosen = select([study], command="layerbridge select ideas")
+    chosen = chosen.model_copy(update={"chosen_at": chosen.results_created})
+    write_selection(chosen, tmp_path)
+    report = write_report(tmp_path / "table")
+    later = select([study], reports=[report], command="layerbridge select ideas --report table")
+    written = write_selection(later, tmp_path)
+    added = {"reports_checked": 1, "reports": later.reports}
+    assert written == chosen.model_copy(update=added)
+    assert read_selection(tmp_path / "selection.json") == written
+    assert write_selection(select([study], command="again"), tmp_path) == written, "what was compared stays"
+    table = (tmp_path / "selection.md").read_text()
+    assert f"Chosen at {chosen.chosen_at.isoformat()}" in table
+    assert f"compared with these: 1 of table ({later.chosen_at.isoformat()}); none is of a split" in table
+    shared = write_study(tmp_path / "shared", {"last_layer": SEEDS["last_layer"]}, split="test")
+    with pytest.raises(DataError, match="are those of .* in the report"):
+        select([study], reports=[report, shared])
+
+
+def test_a_second_report_leaves_the_first_in_the_log(tmp_path, study):
+    for name in ("one", "two"):
+        write_report(tmp_path / name)
+    write_results(
+        make_results({"ta": make_language(3, data_sha256="8" * 64)}, split="test"),
+        tmp_path / "two/more/evaluation/news-test/results.json",
+    )
+    first = write_selection(select([study], reports=[tmp_path / "one"]), tmp_path)
+    early = first.reports[0].model_copy(update={"checked_at": first.results_created})
+    write_selection(first.model_copy(update={"reports": (early,)}), tmp_path)
+    second = write_selection(select([study], reports=[tmp_path / "two"]), tmp_path)
+    assert second.reports[0] == early, "with its own date, or it would be claimed of the second's"
+    assert [(report.name, report.results) for report in second.reports] == [("one", 1), ("two", 2)]
+    assert second.reports_checked == 3
+    dates = [report.checked_at.isoformat() for report in second.reports]
+    table = (tmp_path / "selection.md").read_text()
+    assert f"compared with these: 1 of one ({dates[0]}), 2 of two ({dates[1]}); none" in table
+    again = write_selection(select([study], reports=[tmp_path / "one"]), tmp_path)
+    assert [(report.name, report.results) for report in again.reports] == [("two", 2), ("one", 1)]
+    assert again.reports_checked == 3
+    assert again.reports[1].checked_at > early.checked_at
+
+
+def test_other_results_are_another_choice_of_another_date(tmp_path, study):
+    first = select([study], reports=[write_report(tmp_path / "table")])
+    early = write_selection(first.model_copy(update={"chosen_at": first.results_created}), tmp_path)
+    write_study(study, {**SEEDS, "both": SEEDS["attention_pool"]})
+    later = write_selection(select([study]), tmp_path)
+    assert later.chosen_at > early.chosen_at
+    assert early.reports
+    assert not later.reports, "it was compared with none"
+
+
+def test_a_log_of_before_reports_had_names_is_read(tmp_path, study):
+    write_selection(select([study]), tmp_path)
+    path = tmp_path / "selection.json"
+    data = {k: v for k, v in json.loads(path.read_text()).items() if k != "reports"}
+    path.write_text(json.dumps(data | {"reports_checked": 2}))
+    assert "compared with these: 2; none is" in to_markdown(read_selection(path))
+    found = write_selection(select([study], reports=[write_report(tmp_path / "table")]), tmp_path)
+    assert found.reports_checked == 3
+    assert "compared with these: 2, 1 of table (" in to_markdown(found)
+
+
+def test_set_ups_that_were_never_run_are_named(tmp_path, study):
+    assert not any("Never run" in note for note in select([study]).notes)
+    path = study / "study.json"
+    names = ["last_layer", "attention_pool", "layer_mean", "entmax", "last_layer_noise"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"all_set_ups": names}))
+    notes = [note for note in select([study]).notes if "Never run" in note]
+    assert notes == ["Never run on news: 2 of the 5 set-ups of study ideas: entmax, last_layer_noise."]
+    assert f"- {notes[0]}" in to_markdown(select([study]))
 
 
 def test_a_log_changed_by_hand_is_refused(tmp_path, study):

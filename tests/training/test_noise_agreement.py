@@ -92,7 +92,7 @@ def test_texts_are_english_different_and_drawn_by_the_seed():
     assert len(set(drawn[0])) == 4
     assert drawn[0] == drawn[1] == drawn[3]
     assert drawn[0] != drawn[2]
-    with pytest.raises(DataError, match="the training rows have 1; wanted at least 2"):
+    with pytest.raises(DataError, match=r"the training rows have 1 \(languages: en, sw\); wanted at least 2"):
         choose_texts([*rows[:1], rows[-1]], 9, 0)
 
 
@@ -202,6 +202,19 @@ def test_a_fusion_without_learned_weights_is_refused(tiny_models, rows, tmp_path
     config = recipe(tiny_models, rows, fusion=fusion)
     with pytest.raises(ConfigError, match=f"fusion '{fusion['name']}' learns none. Choose a fusion that does"):
         train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_it_cannot_be_measured_on_are_refused_before_a_model_is_loaded(tiny_models, rows, tmp_path):
+    nowhere = tiny_models | {"llama": "no/where"}
+    one = recipe(nowhere, rows).model_copy(update={"name": "one"}).model_dump(mode="json")
+    one["task"] |= {"max_train_rows": 1}
+    foreign = recipe(nowhere, rows).model_dump(mode="json")
+    foreign["task"] |= {"train_languages": ["sw"]}
+    for data, words in ((one, r"have 1 \(languages: en\)"), (foreign, r"have 0 \(languages: sw\)")):
+        config = build_config(Recipe, data, where="test")
+        with pytest.raises(DataError, match=f"noise_agreement compares English texts .* {words}; wanted at least 2"):
+            train(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 

@@ -106,6 +106,14 @@ def test_training_that_recomputes_reads_a_global_softmaxs_texts_twice_with_the_s
     assert again.recompute_states is False, "afterwards nothing is read twice"
 
 
+def test_with_heads_a_global_softmax_holds_its_states_also_where_activations_are_recomputed(tiny_models, tmp_path):
+    """Its texts are read once, so nothing is saved on the encoder."""
+    fusion = {"name": "global_softmax", "heads": 2}
+    _, passes = train(build(tiny_models, "llama", fusion=fusion), tmp_path)
+    _, again = train(build(tiny_models, "llama", fusion=fusion), tmp_path, gradient_checkpointing=True)
+    assert again == passes > 0
+
+
 def checkpoints(llm) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in llm.modules())
 

@@ -54,6 +54,10 @@ def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def record_of(run):
+    return json.loads((run / "run.json").read_text(encoding="utf-8"))
+
+
 # --- the loss --------------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +325,7 @@ def test_a_killed_run_ends_where_an_undisturbed_one_ends(tiny_models, rows, tmp_
         for run in ("straight", "killed")
     ]
     assert looks[0] == looks[1]
+    assert [record_of(tmp_path / run)["resumed"] for run in ("straight", "killed")] == [False, True]
 
 
 def test_a_run_killed_between_the_stage_and_the_first_checkpoint_does_not_do_the_stage_again(
@@ -340,6 +345,42 @@ def test_a_run_killed_between_the_stage_and_the_first_checkpoint_does_not_do_the
     monkeypatch.setattr("layerbridge.training.distillation_stage.BridgeTrainer", killed)
     resumed = train(config, tmp_path / "run", progress=False).trained_state()
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
+    assert record_of(tmp_path / "run")["resumed"] is True, "from the stage's last checkpoint"
+
+
+def test_a_run_goes_on_with_its_texts_in_another_place(tiny_models, rows, tmp_path):
+    distillation = {"epochs_before": 1, "texts": str(tmp_path / "english.txt")}
+    (tmp_path / "english.txt").write_text("the cat sat\none two three\n" * 6)
+    config = recipe(tiny_models, rows, distillation=distillation, select="last")
+    train(config, tmp_path / "run", progress=False)
+    begun = record_of(tmp_path / "run")
+    (tmp_path / "run/run.json").write_text(json.dumps(begun | {"status": "training"}))
+    (tmp_path / "elsewhere").mkdir()
+    moved = (tmp_path / "english.txt").rename(tmp_path / "elsewhere/other.txt")
+    distillation["texts"] = str(moved)
+    train(recipe(tiny_models, rows, distillation=distillation, select="last"), tmp_path / "run", progress=False)
+    found = record_of(tmp_path / "run")
+    assert (found["status"], found["resumed"]) == ("finished", True)
+    assert found["stage_sha256"] == begun["stage_sha256"]
+    assert load_recipe(tmp_path / "run/recipe.yaml").training.self_distillation.texts == str(moved)
+    more = recipe(tiny_models, rows, distillation=distillation | {"epochs_before": 2}, select="last")
+    with pytest.raises(ConfigError, match="begun with another recipe: training differ"):
+        train(more, tmp_path / "run", progress=False)
+
+
+def test_texts_to_distil_on_over_the_limit_are_counted_and_said(tiny_models, rows, tmp_path, caplog):
+    (tmp_path / "english.txt").write_text("the cat\n" * 3 + "the cat sat on the mat\n" * 2)
+    distillation = {"weight": 0, "epochs_before": 1, "texts": str(tmp_path / "english.txt")}
+    options = {"max_source_tokens": 4, "max_steps": 1, "select": "last"}
+    train(recipe(tiny_models, rows, distillation=distillation, **options), tmp_path / "run", progress=False)
+    record = record_of(tmp_path / "run")
+    assert (record["stage"]["truncated_texts"], record["source_token_limit"]) == (2, 4)
+    assert "2 of 5 texts to distil on are longer than 4 encoder tokens and are cut there." in caplog.text
+    caplog.clear()
+    distillation = {"weight": 0, "epochs_before": 1}
+    train(recipe(tiny_models, rows, distillation=distillation, **options), tmp_path / "rows", progress=False)
+    assert record_of(tmp_path / "rows")["stage"]["truncated_texts"] == 48
+    assert caplog.text.count("are cut there") == 1, "of texts that are the training rows' it is said once"
 
 
 def test_the_stage_may_read_texts_of_a_file_and_their_content_is_held_to(tiny_models, rows, tmp_path):

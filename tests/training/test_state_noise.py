@@ -19,6 +19,12 @@ def test_noise_has_the_asked_spread_for_each_state():
     assert (added_MZ.mean(dim=1).abs() < 0.02 * rms_M).all()
 
 
+def test_a_state_of_zeros_has_a_gradient():
+    states_MZ = torch.zeros(2, 8, requires_grad=True)
+    add_noise(states_MZ, 1.0).sum().backward()
+    assert torch.isfinite(states_MZ.grad).all()
+
+
 def test_longer_states_drown_no_noise_so_a_fusion_gains_nothing_by_them():
     state_MZ = torch.randn(4, 32, dtype=torch.float64)
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)

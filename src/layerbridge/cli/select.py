@@ -21,16 +21,17 @@ def select(
     reports: Annotated[
         list[Path] | None,
         typer.Option(
-            "--report", help="Folder whose results are reported: none of its rows may choose. May be repeated."
+            "--report", help="Folder whose results are reported: none of its splits may choose. May be repeated."
         ),
     ] = None,
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Rank although a study is not finished.")] = False,
 ) -> None:
     """Choose a set-up by its mean over unseen languages on dev, and write down on what the choice rests.
 
-    Results of a test split are refused.
+    Results of a test split are refused. Once what is reported is there, the same command with --report checks that
+    none of it chose, and adds that to the log; what was chosen, and when, stays.
 
-    Example: `layerbridge select runs/ideas-embedded --report runs/table-embedded`
+    Example: `layerbridge select runs/ideas-embedded`
     """
     import shlex
 

@@ -41,6 +41,7 @@ def model_card(bridge: "Bridge", results: Mapping[str, Any] | None = None) -> st
         f"| encoder | {_base(bridge, 'encoder')} |",
         f"| LLM | {_base(bridge, 'llm')} |",
         f"| fusion | {bridge.config.fusion.name}, encoder layers {_layers(bridge)} |",
+        *_pooling(bridge),
         f"| projector | {bridge.config.projector.name} |",
         f"| written by | layerbridge {__version__} |",
     ]
@@ -80,6 +81,12 @@ def _base(bridge: "Bridge", role: str) -> str:
     base = bridge.bases[role]
     revision = f" at `{base['revision']}`" if base["revision"] else ""
     return f"`{base['name']}`{revision}, fingerprint `{base['fingerprint']}`"
+
+
+def _pooling(bridge: "Bridge") -> list[str]:
+    pooling = bridge.config.pooling
+    size = "" if pooling.size is None else f", {pooling.size} source tokens a soft token"
+    return [] if pooling.name == "none" else [f"| pooling | {pooling.name}{size} |"]
 
 
 def _layers(bridge: "Bridge") -> str:

@@ -1,6 +1,7 @@
 """What a study's cells read: each task's rows, where they are found, and the texts that an encoder will meet."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from layerbridge.errors import ConfigError
 from layerbridge.evaluation.predict import load_splits
 from layerbridge.evaluation.run_folder import language_code
 from layerbridge.model.processor import BridgeProcessor
-from layerbridge.studies.study import Job, Keys, Pair, Study, merge
+from layerbridge.studies.study import Job, Keys, Pair, Study, merge, texts_of
+from layerbridge.training.self_distillation import read_texts
 
 HELD_OUT = "held_out"
 """As `evaluation.split`, in studies: the training rows that `task.dev_rows` set aside. For choosing on a task whose own
@@ -106,11 +108,31 @@ class Inputs:
     """Language code -> rows to evaluate, before any limit."""
 
 
+def by_name(keys: Keys) -> Keys:
+    """Return recipe keys in which a file of texts to distil on is its name, not where it lies."""
+    path = texts_of(keys)
+    return merge(keys, {"training": {"self_distillation": {"texts": Path(path).name}}}) if path else keys
+
+
 class InputCache:
-    """Reads each task's rows once, however many cells share them."""
+    """Reads each task's rows, and each file of texts to distil on, once, however many cells share them."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, Inputs] = {}
+        self._texts: dict[str, Split] = {}
+
+    def texts(self, recipe: Recipe) -> Split | None:
+        """Return the texts of a file that a recipe's run distils on before its task; None: it names no file.
+
+        Raises:
+            DataError: a file that cannot be read.
+        """
+        distillation = recipe.training.self_distillation
+        if distillation is None or distillation.texts is None:
+            return None
+        if distillation.texts not in self._texts:
+            self._texts[distillation.texts] = read_texts(distillation.texts)
+        return self._texts[distillation.texts]
 
     def of(self, recipe: Recipe) -> Inputs:
         """Return what a recipe's run reads."""
@@ -130,6 +152,20 @@ class InputCache:
             splits = by_language(dev) if held_out else load_splits(task, recipe.evaluation)
             self._tasks[key] = Inputs(task=task, train=train, dev=dev, splits=splits)
         return self._tasks[key]
+
+
+def texts_read(jobs: Sequence[Job], inputs: InputCache) -> dict[str, str]:
+    """Return what the texts say that jobs distil on: `TASK/SET_UP` -> hash of them, the same for all seeds.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    found: dict[str, str] = {}
+    for job in jobs:
+        texts = inputs.texts(job.recipe) if job.kind == "bridge" else None
+        if texts is not None:
+            found[re.sub(r"-seed-\d+$", "", job.place)] = texts.sha256
+    return found
 
 
 def by_language(rows: Split) -> dict[str, Split]:
@@ -152,6 +188,9 @@ def encoder_parts(jobs: Sequence[Job], inputs: InputCache, processor: BridgeProc
         read = inputs.of(job.recipe)
         limit = job.recipe.training.max_source_tokens
         wanted += [(read.train, limit, None), (read.dev, limit, None)]
+        to_distil_on = inputs.texts(job.recipe)
+        if job.kind == "bridge" and to_distil_on is not None:
+            wanted.append((to_distil_on, limit, None))
     for job in jobs:
         read, evaluation = inputs.of(job.recipe), job.recipe.evaluation
         wanted += [(split, evaluation.max_source_tokens, evaluation.limit) for split in read.splits.values()]

@@ -11,7 +11,7 @@ from pathlib import Path
 from layerbridge.atomic import replace_text
 from layerbridge.errors import ConfigError
 from layerbridge.results import json_sha256
-from layerbridge.studies.inputs import find_tasks
+from layerbridge.studies.inputs import by_name, find_tasks, texts_read
 from layerbridge.studies.study import Job, Keys, Pair, Study, jobs_of
 from layerbridge.studies.work import LOCKS, Workshop
 from layerbridge.training.trainer import num_steps
@@ -123,6 +123,7 @@ def plan_study(
 
     Raises:
         ConfigError: no such pair, task or set-up, no data, or another study in the folder.
+        DataError: texts to distil on that cannot be read.
     """
     need_packages()
     name, pair = study.pair(pair_name)
@@ -133,6 +134,8 @@ def plan_study(
         begun = _begun(workshop.out, study, name)
         layers = begun.get("layers") or _layers(study, pair, found, workshop)
         jobs = jobs_of(study, pair, found, seeds=seeds, set_ups=set_ups, layers=layers)
+        texts = texts_read(jobs, workshop.inputs)
+        _check_texts(begun, texts, workshop.out)
         definition, hashes = _definition(study, name)
         chosen = study.set_up_names(set_ups) if "set_ups" in begun or not begun else tuple(study.set_ups)
         record = {
@@ -140,6 +143,8 @@ def plan_study(
             "pair": name,
             "definition_sha256": definition,
             "set_ups": {**begun.get("set_ups", {}), **{name: hashes[name] for name in chosen}},
+            "all_set_ups": list(study.set_ups),
+            "texts": {**begun.get("texts", {}), **texts},
             "threads": begun.get("threads", threads),
             "layers": layers,
             "jobs": sorted({*begun.get("jobs", ()), *(job.place for job in jobs)}),
@@ -223,16 +228,39 @@ def _changes(begun: dict, study: Study, pair: str) -> str | None:
     if "set_ups" not in begun:  # of before set-ups could be added
         whole = hashlib.sha256(json.dumps(study.definition(pair), sort_keys=True).encode()).hexdigest()
         return None if begun["definition_sha256"] == whole else ", defined otherwise now"
-    rest, now = _definition(study, pair)
-    if begun["definition_sha256"] != rest:
+    (rest, now), (once_rest, once) = _definition(study, pair), _definition(study, pair, by_path=True)
+    if begun["definition_sha256"] not in (rest, once_rest):
         return ", defined otherwise now"
-    other = [name for name, sha256 in begun["set_ups"].items() if now.get(name, sha256) != sha256]
+    other = [name for name, sha256 in begun["set_ups"].items() if name in now and sha256 not in (now[name], once[name])]
     return f", where set-up {', '.join(other)} is another now; a new name would do" if other else None
 
 
-def _definition(study: Study, pair: str) -> tuple[str, dict[str, str]]:
-    """Return hashes of what decides the results: of all but the set-ups, and of each of these."""
+def _check_texts(begun: dict, texts: dict[str, str], out: Path) -> None:
+    """Refuse texts that say something else than when their jobs were planned; those of other jobs are not looked at."""
+    known = begun.get("texts", {})
+    if other := [place for place, sha256 in texts.items() if known.get(place, sha256) != sha256]:
+        raise ConfigError(
+            f"The texts that {', '.join(other)} distils on say something else now than when {out} was begun. Put back "
+            "what they said, name another folder with --out, or give the set-up with the new texts a new name."
+        )
+
+
+def _definition(study: Study, pair: str, *, by_path: bool = False) -> tuple[str, dict[str, str]]:
+    """Return hashes of what decides the results: of all but the set-ups, and of each of these.
+
+    Args:
+        study: the grid.
+        pair: of the study.
+        by_path: files of texts to distil on are where they lie, as in folders of before their names alone counted.
+    """
     rest = study.definition(pair)
+    if not by_path:
+        for grid in (rest, rest["pair"]):
+            for part in ("tasks", "set_ups"):
+                for name, keys in grid.get(part, {}).items():
+                    grid[part][name] = by_name(keys)
+            if "defaults" in grid:
+                grid["defaults"] = by_name(grid["defaults"])
     ours, theirs = rest.pop("set_ups"), rest["pair"].pop("set_ups", {})
     return json_sha256(rest), {name: json_sha256([ours[name], theirs.get(name, {})]) for name in ours}
 

@@ -5,7 +5,8 @@ rows that a report, if it is named, has too. The figures are those of `analyse`,
 """
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from layerbridge.evaluation.run_records import notes_on_studies
 from layerbridge.results import Results, read_results
 from layerbridge.studies.inputs import HELD_OUT
 from layerbridge.studies.reproduce import STUDY_FILE
-from layerbridge.studies.selection_log import Candidate, Selection, StudyOrigin
+from layerbridge.studies.selection_log import Candidate, Report, Selection, StudyOrigin
 
 CHOOSES = ("dev", HELD_OUT)
 """Splits whose rows may choose a set-up."""
@@ -43,19 +44,20 @@ def select(
         folders: of studies, or runs at any depth, as `analyse` takes them.
         task: that decides; by default the only one with unseen languages.
         reference: set-up that differences are to, by default as of `analyse`.
-        reports: folders whose results are to be reported; no row of theirs may be among those read here.
+        reports: folders whose results are to be reported; no split of theirs may be among those read here.
         unfinished: rank also while some of a study's jobs are not done.
         command: what was typed.
 
     Raises:
         ConfigError: nothing to rank, several tasks and none named, or a study that is not finished.
-        DataError: results of another split than `CHOOSES`, rows that a report has too, or what `analyse` refuses.
+        DataError: results of another split than `CHOOSES`, a split that a report has too, a report without results, or
+            what `analyse` refuses.
     """
     paths = [Path(folder) for folder in folders]
     results = [read_results(file) for file in find_evaluations(paths)]
     _check_splits(results)
-    reported = [read_results(file) for file in find_evaluations(reports)] if reports else []
-    _check_not_reported(results, reported)
+    reported = {Path(folder).resolve(): _reported(folder) for folder in reports}
+    _check_not_reported(results, [found for some in reported.values() for found in some])
     missing = tuple(notes_on_studies(paths))
     if missing and not unfinished:
         raise ConfigError(
@@ -66,6 +68,7 @@ def select(
     table = _table(analysis, task)
     average = _average(table)
     candidates, notes = _candidates(analysis, table, average)
+    now = datetime.now(UTC).replace(microsecond=0)
     return Selection(
         rule=f"the highest mean over {_over(average)}, of the set-ups with every seed of {table.reference}; of equals "
         "the one that trains fewer parameters",
@@ -84,11 +87,12 @@ def select(
         llm=table.llm,
         candidates=tuple(candidates),
         studies=tuple(_studies(paths)),
-        reports_checked=len(reported),
+        reports_checked=sum(map(len, reported.values())),
+        reports=tuple(Report(name=path.name, results=len(some), checked_at=now) for path, some in reported.items()),
         command=command,
         results_created=analysis.created,
-        chosen_at=datetime.now(UTC).replace(microsecond=0),
-        notes=(*missing, *notes, *table.notes),
+        chosen_at=now,
+        notes=(*missing, *_never_run(paths, results, table.task), *notes, *table.notes),
     )
 
 
@@ -110,7 +114,17 @@ def _check_splits(results: Iterable[Results]) -> None:
         )
 
 
+def _reported(folder: str | Path) -> list[Results]:
+    try:
+        files = find_evaluations([folder])
+    except (ConfigError, DataError) as error:
+        advice = "Choose without --report while there is nothing to report yet, and give it when there is."
+        raise type(error)(f"{error} {advice}") from None
+    return [read_results(file) for file in files]
+
+
 def _check_not_reported(results: Iterable[Results], reported: Iterable[Results]) -> None:
+    """Refuse whole splits of a report, known by their hash: results do not say which rows two other splits share."""
     rows = {
         (found.provenance.task, code, score.data_sha256): found.provenance.run
         for found in reported
@@ -229,11 +243,29 @@ def _notes(candidates: Sequence[Candidate], base: SetUp) -> Iterable[str]:
         yield f"The first of {len(ranked)} is flattered by having been chosen: what it is worth, other rows say."
 
 
-def _studies(paths: Iterable[Path]) -> Iterable[StudyOrigin]:
+def _never_run(paths: Iterable[Path], results: Iterable[Results], task: str) -> Iterator[str]:
+    """Yield which set-ups that a study's file has were never run on a task."""
+    runs = (found.provenance.run for found in results if found.provenance.task == task)
+    run = {re.sub(r"-seed-\d+$", "", name) for name in runs}
+    for data in _records(paths):
+        names = data.get("all_set_ups", ())
+        if lacking := [name for name in names if name not in run]:
+            yield (
+                f"Never run on {task}: {len(lacking)} of the {len(names)} set-ups of study {data['study']}: "
+                f"{', '.join(lacking)}."
+            )
+
+
+def _studies(paths: Iterable[Path]) -> Iterator[StudyOrigin]:
+    for data in _records(paths):
+        yield StudyOrigin(**{key: data[key] for key in StudyOrigin.model_fields if key in data})
+
+
+def _records(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the study.json of each folder that has one."""
     for path in paths:
         if (path / STUDY_FILE).is_file():
-            data: dict[str, Any] = json.loads((path / STUDY_FILE).read_text(encoding="utf-8"))
-            yield StudyOrigin(**{key: data[key] for key in StudyOrigin.model_fields if key in data})
+            yield json.loads((path / STUDY_FILE).read_text(encoding="utf-8"))
 
 
 def _some(runs: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import AwareDatetime, Field
 
@@ -49,6 +50,17 @@ class StudyOrigin(Record):
     """Set-up -> hash of its definition."""
 
 
+class Report(Record):
+    """A folder of results that a choice was compared with."""
+
+    name: str
+    """Of the folder."""
+    results: int
+    """How many it held."""
+    checked_at: AwareDatetime
+    """When they were compared, which may be after the choice."""
+
+
 class Selection(Record):
     """A choice, and all that it rests on."""
 
@@ -73,8 +85,11 @@ class Selection(Record):
     """Best first, then those that are not ranked."""
     studies: tuple[StudyOrigin, ...]
     reports_checked: int
-    """Results of reports whose rows were compared with these; none in common, or there would be no selection."""
+    """Results of reports whose splits were compared with these; none in common, or there would be no selection."""
+    reports: tuple[Report, ...] = ()
+    """The folders that they are in. Logs of before there were names have none."""
     command: str | None
+    """What was typed to choose."""
     results_created: AwareDatetime
     """When the newest of the results was made."""
     chosen_at: AwareDatetime
@@ -86,8 +101,16 @@ class Selection(Record):
         return self.candidates[0]
 
 
+BESIDE_THE_CHOICE = {"chosen_at", "command", "notes", "studies", "reports_checked", "reports"}
+"""Keys of a selection that may be others for the same choice."""
+
+
 def write_selection(selection: Selection, folder: Path) -> Selection:
-    """Write selection.json and selection.md; a choice that was written before, just so, keeps its date.
+    """Write selection.json and selection.md.
+
+    The same choice on the same results keeps the date and the command that it was made with, and the reports that it
+    was compared with before; those of now are added. One of the same name and number of results is entered once, with
+    its latest date. Another choice has only the reports of now.
 
     Returns:
         What the files hold.
@@ -95,14 +118,24 @@ def write_selection(selection: Selection, folder: Path) -> Selection:
     path = folder / SELECTION_FILE
     if path.is_file():
         before = read_selection(path)
-        if selection.model_copy(update={"chosen_at": before.chosen_at}) == before:
-            selection = before
+        if selection.model_dump(exclude=BESIDE_THE_CHOICE) == before.model_dump(exclude=BESIDE_THE_CHOICE):
+            kept = {"chosen_at": before.chosen_at, "command": before.command}
+            selection = selection.model_copy(update=kept | _reports(before, selection))
     data = {"format": FORMAT, "version": FORMAT_VERSION, "chosen": selection.chosen.set_up}
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(data | selection.model_dump(mode="json"), indent=1, ensure_ascii=False)
     replace_text(path, text + "\n")
     replace_text(folder / TABLE_FILE, to_markdown(selection))
     return selection
+
+
+def _reports(before: Selection, now: Selection) -> dict[str, Any]:
+    """Return what a selection says of reports when those of now are added to those of before."""
+    again = {(report.name, report.results) for report in now.reports}
+    stay = tuple(report for report in before.reports if (report.name, report.results) not in again)
+    unnamed = before.reports_checked - sum(report.results for report in before.reports)
+    reports = (*stay, *now.reports)
+    return {"reports": reports, "reports_checked": unnamed + sum(report.results for report in reports)}
 
 
 def read_selection(path: Path) -> Selection:
@@ -153,10 +186,21 @@ def to_markdown(selection: Selection) -> str:
         f"- Checkpoints of {first.set_up}: "
         + ", ".join(f"{run} `{sha256[:12]}`" for run, sha256 in sorted(first.checkpoints.items()))
         + f". All hashes whole: `{SELECTION_FILE}`.",
-        f"- Results to be reported that were searched for the same rows: {selection.reports_checked}; none had any.",
+        f"- {_check(selection)}",
     ]
     command = ["", f"    {selection.command}"] if selection.command else []
     return "\n".join([*lines, *command]) + "\n"
+
+
+def _check(selection: Selection) -> str:
+    if not selection.reports_checked:
+        return "Not compared with results that are reported; `--report FOLDER` does it, also afterwards."
+    unnamed = selection.reports_checked - sum(report.results for report in selection.reports)
+    counts = [str(unnamed)] if unnamed else []
+    counts += [f"{report.results} of {report.name} ({report.checked_at.isoformat()})" for report in selection.reports]
+    return (
+        f"Reported results that were compared with these: {', '.join(counts)}; none is of a split that was read here."
+    )
 
 
 def _heading(selection: Selection) -> str:

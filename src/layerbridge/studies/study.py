@@ -110,7 +110,10 @@ class Study(Grid):
         return pair.layer_sweep or self.layer_sweep
 
     def definition(self, pair: str) -> Keys:
-        """Return what decides a study's results with a pair; seeds and set-ups may be more from call to call."""
+        """Return what decides a study's results with a pair; seeds and set-ups may be more from call to call.
+
+        Files are named in it by where they lie.
+        """
         data = self.model_dump(mode="json", exclude={"seeds", "title", "main", "pairs"}, exclude_defaults=True)
         chosen = self.pairs[pair].model_dump(
             mode="json", exclude={"title", "main", "only_tasks"}, exclude_defaults=True
@@ -169,7 +172,7 @@ class Study(Grid):
             {"name": name, "training": {"seed": seed}},
         ):
             data = merge(data, part)
-        if texts := _texts_of(data):
+        if texts := texts_of(data):
             of_task = {"self_distillation": {"texts": texts.replace(TASK_PLACE, task)}}
             data = merge(data, {"training": of_task})
         return build_config(Recipe, data, where=f"Study {self.name}, task {task}, set-up {set_up}")
@@ -296,12 +299,12 @@ def load_study(name: str) -> Study:
     for grid in (study, *study.pairs.values()):
         for keys in (grid.defaults, *grid.tasks.values(), *grid.set_ups.values()):
             resolve_paths(keys, Path(name).parent)
-            if TASK_PLACE in (texts := _texts_of(keys)):
+            if TASK_PLACE in (texts := texts_of(keys)):
                 keys["training"]["self_distillation"]["texts"] = str((Path(name).parent / texts).absolute())
     return study
 
 
-def _texts_of(keys: Keys) -> str:
+def texts_of(keys: Keys) -> str:
     """Return which file self-distillation is to read before the task; nothing, if none is named."""
     training = keys.get("training")
     distillation = training.get("self_distillation") if isinstance(training, Mapping) else None

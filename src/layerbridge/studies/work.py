@@ -19,20 +19,22 @@ from filelock import FileLock, Timeout
 
 from layerbridge.atomic import replace_text
 from layerbridge.config import TranslatorConfig
-from layerbridge.errors import ConfigError, LayerbridgeError
+from layerbridge.errors import ConfigError, DataError, LayerbridgeError
 from layerbridge.evaluation.baselines import evaluate_llm_alone
 from layerbridge.evaluation.linear_probe import States, evaluate_linear_probe
-from layerbridge.evaluation.predict import evaluate_bridge, installed_versions
+from layerbridge.evaluation.predict import evaluate_bridge
 from layerbridge.evaluation.run_folder import EVALUATION, evaluation_name, find_run
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import TENSORS, load_trained, read_header, read_tensors
 from layerbridge.model.features import FeaturePlan, FeatureStore
 from layerbridge.model.llm_reader import LLMReader
-from layerbridge.results import HOW_IT_RUNS, json_sha256, setup_sha256
+from layerbridge.results import setup_sha256
 from layerbridge.studies.inputs import InputCache, encoder_parts
+from layerbridge.studies.job_keys import job_keys
 from layerbridge.studies.study import Job
 from layerbridge.training.distillation_stage import STAGE
 from layerbridge.training.features import kept_precision, open_store
+from layerbridge.training.objective import check_rows
 from layerbridge.training.run import read_record
 from layerbridge.training.train import train
 
@@ -77,12 +79,17 @@ class Workshop:
     """Encoder passes that filled the feature store."""
     _latest: Bridge | None = None
     _stores: dict[str, FeatureStore] = field(default_factory=dict)
-    _keys: dict[str, str] = field(default_factory=dict)
+    _keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def is_done(self, job: Job) -> bool:
-        """Return whether a job is done, by this recipe and these versions."""
-        record = _read_json(self._folder(job) / JOB_FILE)
-        return "key" in record and record["key"] == self._key(job)
+        """Return whether a job is done, by this recipe, on these rows and by these versions."""
+        key = _read_json(self._folder(job) / JOB_FILE).get("key")
+        if key is None or key in self._keys_of(job):
+            return key is not None
+        texts = self.inputs.texts(job.recipe)
+        if texts is None or read_record(self._folder(job)).get("stage_sha256") != texts.sha256:
+            return False
+        return key in job_keys(job, self.inputs, by_path=True)  # the run's record says what such a key does not
 
     def seconds(self, job: Job) -> float:
         """Return how long a done job took on the clock."""
@@ -104,7 +111,11 @@ class Workshop:
         Args:
             jobs: all of the study's, done or not: which texts are encoded together must not depend on where it was cut
                 off.
+
+        Raises:
+            DataError: rows that a job's losses cannot be worked out on.
         """
+        self._check_rows(jobs)
         plans: dict[str, FeaturePlan] = {}
         for key, mine in self._by_encoder(jobs).items():
             bridge = self.bridge(mine[0])
@@ -131,6 +142,14 @@ class Workshop:
             before = store.encoder.num_passes
             store.fill(plan, max_bytes=self.cache_bytes, beside=beside, on_texts=on_texts)
             self.passes_encoding += store.encoder.num_passes - before
+
+    def _check_rows(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            try:
+                if job.kind == "bridge":
+                    check_rows(job.recipe.training, self.inputs.of(job.recipe).train.examples)
+            except DataError as error:
+                raise DataError(f"{job.place}: {error}") from None
 
     def _by_encoder(self, jobs: Sequence[Job]) -> dict[str, list[Job]]:
         found: dict[str, list[Job]] = {}
@@ -201,7 +220,7 @@ class Workshop:
             }[job.kind](job, folder)
         store = self._stores.get(_store_key(job)) if job.kind in READS_ENCODER else None
         record = {
-            "key": self._key(job),
+            "key": self._keys_of(job)[0],
             "encoder_passes": passes,
             "features": None if store is None else kept_precision(store),
             "seconds": round(time.monotonic() - began, 1),
@@ -218,12 +237,13 @@ class Workshop:
     def _train_and_evaluate(self, job: Job, folder: Path) -> int:
         recipe = job.recipe
         bridge = self.bridge(job)
-        if read_record(folder).get("status") == "finished":
+        rows_changed = self._rows_changed(job, folder)
+        if read_record(folder).get("status") == "finished" and not rows_changed:
             header = read_header(folder / "checkpoint")
             load_trained(bridge, read_tensors(folder / "checkpoint" / TENSORS), where=str(folder))
             bridge.trained_on = header.get("trained_on")
         else:
-            bridge = train(recipe, folder, progress=False, bridge=bridge)
+            bridge = train(recipe, folder, progress=False, bridge=bridge, overwrite=rows_changed)
         read, out = self.inputs.of(recipe), self._evaluation(job, job.name)
         evaluate_bridge(bridge, find_run(folder), read.task, read.splits, recipe.evaluation, out)
         if self.probe_fused and bridge.fusion.mixes:  # of one layer there is the probe on that layer
@@ -232,6 +252,13 @@ class Workshop:
             for part in (folder, folder / STAGE):
                 rmtree(part / "checkpoints", ignore_errors=True)
         return bridge.encoder.num_passes
+
+    def _rows_changed(self, job: Job, folder: Path) -> bool:
+        """Return whether the run in a job's folder was begun on other rows or texts than are there now."""
+        record, read, texts = read_record(folder), self.inputs.of(job.recipe), self.inputs.texts(job.recipe)
+        now = {"train_sha256": read.train.sha256, "dev_sha256": read.dev.sha256}
+        now |= {} if texts is None else {"stage_sha256": texts.sha256}
+        return any(record.get(key, sha256) != sha256 for key, sha256 in now.items())
 
     def _probe_last_layer(self, job: Job, folder: Path) -> int:
         bridge = self.bridge(job)
@@ -277,15 +304,9 @@ class Workshop:
         )
         return 0
 
-    def _key(self, job: Job) -> str:
-        """Return what a finished job must agree with: recipe, rows, and the packages that can change a score."""
+    def _keys_of(self, job: Job) -> tuple[str, ...]:
         if job.place not in self._keys:
-            read, recipe = self.inputs.of(job.recipe), job.recipe.model_dump(mode="json")
-            recipe["task"] = {k: v for k, v in recipe["task"].items() if k not in ("data", "train_data")}
-            recipe["training"] = {k: v for k, v in recipe["training"].items() if k not in HOW_IT_RUNS}
-            rows = [read.train.sha256, read.dev.sha256, {code: split.sha256 for code, split in read.splits.items()}]
-            packages = installed_versions().model_dump()
-            self._keys[job.place] = json_sha256([job.kind, recipe, rows, packages])
+            self._keys[job.place] = job_keys(job, self.inputs)
         return self._keys[job.place]
 
     def _evaluation(self, job: Job, name: str) -> Path:

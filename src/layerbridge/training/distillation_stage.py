@@ -48,7 +48,7 @@ def describe_stage(rows: TokenRows, texts: Split, training: TrainingConfig) -> d
     }
 
 
-def distil_before(bridge: Bridge, rows: TokenRows, training: TrainingConfig, folder: Path, *, progress: bool) -> None:
+def distil_before(bridge: Bridge, rows: TokenRows, training: TrainingConfig, folder: Path, *, progress: bool) -> bool:
     """Do the stage, or what is left of it; afterwards the bridge has learned from no answer.
 
     Args:
@@ -57,13 +57,16 @@ def distil_before(bridge: Bridge, rows: TokenRows, training: TrainingConfig, fol
         training: of the recipe.
         folder: the run folder.
         progress: show a bar.
+
+    Returns:
+        Whether it went on from a checkpoint of the stage, perhaps its last.
     """
     distillation, stage = training.self_distillation, stage_training(training)
     assert distillation is not None
     begin = last_complete_checkpoint(folder / STAGE)
     if begin is not None and begin.name == f"checkpoint-{num_steps(stage, len(rows))}":
         load_trained(bridge, read_tensors(begin / TENSORS), where=str(begin))
-        return
+        return True
     teacher = Teacher.read(
         bridge, rows, temperature=distillation.temperature, max_text_tokens=training.max_source_tokens
     )
@@ -79,3 +82,4 @@ def distil_before(bridge: Bridge, rows: TokenRows, training: TrainingConfig, fol
         stage=STAGE,
     )
     trainer.train(resume_from_checkpoint=str(begin) if begin else None)
+    return begin is not None

@@ -65,18 +65,30 @@ def add_noise(text: str, noise: float, seed: int) -> str:
     return noisy if noisy.strip() else text
 
 
-def choose_texts(examples: Sequence[Example], max_texts: int, seed: int) -> list[str]:
-    """Return different English texts of the training rows, drawn with a seed if there are more than `max_texts`.
+def check_texts(examples: Sequence[Example]) -> list[str]:
+    """Return the different English texts of the training rows, sorted.
 
     Raises:
         DataError: fewer than two.
     """
     texts = sorted({example.text for example in examples if example.language == "en"})
     if len(texts) < 2:
+        languages = ", ".join(sorted({example.language for example in examples})) or "none"
         raise DataError(
             f"training.noise_agreement compares English texts with each other, and the training rows have "
-            f"{len(texts)}; wanted at least 2 different ones. Train on more English rows, or drop it."
+            f"{len(texts)} (languages: {languages}); wanted at least 2 different ones. Train on more English rows, or "
+            "drop it."
         )
+    return texts
+
+
+def choose_texts(examples: Sequence[Example], max_texts: int, seed: int) -> list[str]:
+    """Return different English texts of the training rows, drawn with a seed if there are more than `max_texts`.
+
+    Raises:
+        DataError: fewer than two.
+    """
+    texts = check_texts(examples)
     return texts if len(texts) <= max_texts else random.Random(seed).sample(texts, max_texts)
 
 

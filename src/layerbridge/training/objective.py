@@ -6,6 +6,7 @@ All terms are divided by the answer tokens of the whole update, as the answers' 
 add up to the gradient of the whole batch. The agreement of the mix, which is of a text, counts once an answer token.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,10 +14,18 @@ from torch import Tensor, distributed
 from torch.nn import functional as F  # noqa: N812
 
 from layerbridge.config import TrainingConfig
+from layerbridge.data.example import Example
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.processor import BridgeInputs
 from layerbridge.model.splice import IGNORED
-from layerbridge.training.noise_agreement import check_mixes, measure, mix_divergence, noted_mixes, wanted_weights
+from layerbridge.training.noise_agreement import (
+    check_mixes,
+    check_texts,
+    measure,
+    mix_divergence,
+    noted_mixes,
+    wanted_weights,
+)
 from layerbridge.training.self_distillation import Teacher, distillation_loss
 from layerbridge.training.token_rows import TokenRows
 
@@ -116,6 +125,16 @@ def check_objective(training: TrainingConfig, bridge: Bridge) -> None:
     """
     if training.noise_agreement is not None:
         check_mixes(bridge.fusion, bridge.config.fusion.name)
+
+
+def check_rows(training: TrainingConfig, examples: Sequence[Example]) -> None:
+    """Refuse training rows that a loss cannot be worked out on, before a model is loaded or asked.
+
+    Raises:
+        DataError: fewer than two English texts for noise agreement.
+    """
+    if training.noise_agreement is not None:
+        check_texts(examples)
 
 
 def build_objective(bridge: Bridge, rows: TokenRows, training: TrainingConfig) -> Objective | None:

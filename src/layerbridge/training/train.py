@@ -17,7 +17,7 @@ from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import TENSORS, load_trained, read_tensors, save_bridge
 from layerbridge.training.distillation_stage import describe_stage, distil_before, stage_texts
 from layerbridge.training.features import describe_features, keep_features, open_store
-from layerbridge.training.objective import build_objective
+from layerbridge.training.objective import build_objective, check_rows
 from layerbridge.training.run import RECORD, open_run, read_record, write_json
 from layerbridge.training.sharding import build_sharded, check_shardable
 from layerbridge.training.token_rows import TokenRows
@@ -54,7 +54,7 @@ def train(
     Raises:
         ConfigError: the folder holds another run, there are no dev rows to select by, states are to be kept of an
             encoder that trains, or options of `training` that cannot be followed.
-        DataError: rows that cannot be used.
+        DataError: rows that cannot be used, or that a loss of `training` cannot be worked out on.
     """
     folder = Path(folder)
     started = time.monotonic()
@@ -67,6 +67,7 @@ def train(
             f"training.select is 'best', and task {task.name} has no dev rows in the training languages. "
             "Set task.dev_rows to set some training rows aside, or training.select=last."
         )
+    check_rows(recipe.training, rows.examples)
     texts = stage_texts(recipe.training, rows)
     processes = PartialState(cpu=not torch.cuda.is_available())
     if recipe.training.shard_llm:
@@ -83,6 +84,8 @@ def train(
     stage_rows = None
     if texts is not None:
         stage_rows = TokenRows(texts.examples, bridge.processor, recipe.training, answered=False)
+        if texts is not rows:  # of which it was said
+            _warn_of_cut(stage_rows.num_cut_texts, stage_rows, "texts to distil on", stage_rows.source_limit, "encoder")
         record |= {"stage": describe_stage(stage_rows, texts, recipe.training), "stage_sha256": texts.sha256}
     if processes.is_main_process:
         open_run(folder, recipe, overwrite=overwrite)
@@ -97,8 +100,9 @@ def train(
     objective = build_objective(bridge, train_rows, recipe.training)
     passes = bridge.encoder.num_passes
     begin = last_complete_checkpoint(folder)
+    resumed = begin is not None
     if stage_rows is not None and begin is None:
-        distil_before(bridge, stage_rows, recipe.training, folder, progress=progress)
+        resumed = distil_before(bridge, stage_rows, recipe.training, folder, progress=progress)
     trainer = BridgeTrainer(
         bridge,
         training=recipe.training,
@@ -118,7 +122,7 @@ def train(
         finished = {
             "steps": trainer.state.global_step,
             "seconds": seconds,
-            "resumed": begin is not None,
+            "resumed": resumed,
             "features": describe_features(bridge.features, parts, bridge.encoder.num_passes - passes),
             **best,
         }
@@ -164,14 +168,8 @@ def describe_training(task: Task, rows: Split, recipe: Recipe) -> dict[str, Any]
 
 def describe_rows(bridge: Bridge, rows: Split, dev: Split, tokens: TokenRows, recipe: Recipe) -> dict[str, Any]:
     """Return what the run record says of its rows; texts over the length limit are counted and said."""
-    for count, what, most in (
-        (tokens.num_cut_texts, "texts", f"{tokens.source_limit} encoder"),
-        (tokens.num_cut_answers, "answers", f"{recipe.training.max_answer_tokens} LLM"),
-    ):
-        if count:
-            log.warning(
-                "%d of %d training %s are longer than %s tokens and are cut there.", count, len(tokens), what, most
-            )
+    _warn_of_cut(tokens.num_cut_texts, tokens, "training texts", tokens.source_limit, "encoder")
+    _warn_of_cut(tokens.num_cut_answers, tokens, "training answers", recipe.training.max_answer_tokens, "LLM")
     return {
         "seed": recipe.training.seed,
         "languages_seen": sorted({example.language for example in rows.examples}),
@@ -186,6 +184,11 @@ def describe_rows(bridge: Bridge, rows: Split, dev: Split, tokens: TokenRows, re
         "source_token_limit": tokens.source_limit,
         "trained_parameters": sum(p.numel() for p in bridge.trained_parameters().values()),
     }
+
+
+def _warn_of_cut(count: int, rows: TokenRows, what: str, limit: int, whose: str) -> None:
+    if count:
+        log.warning("%d of %d %s are longer than %d %s tokens and are cut there.", count, len(rows), what, limit, whose)
 
 
 def _select(trainer: BridgeTrainer, recipe: Recipe) -> dict[str, Any]:
