@@ -1,9 +1,9 @@
 """Attach a frozen multilingual encoder to a frozen English LLM, trained on English only.
 
     bridge = layerbridge.load("runs/my-run")
-    bridge.generate(["..."])
+    bridge.classify(["..."])
 
-Importing this loads no torch; `load` and `Bridge` do.
+Importing this loads no torch; `load`, `pipeline` and `Bridge` do.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +14,7 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["Bridge", "__version__", "import_published", "load"]
+__all__ = ["Bridge", "__version__", "import_published", "load", "pipeline"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from layerbridge.model.checkpoint import load_bridge
 
         return load_bridge
+    if name == "pipeline":
+        from layerbridge.model.pipeline import pipeline
+
+        return pipeline
     if name == "import_published":
         from layerbridge.model.published import import_published
 

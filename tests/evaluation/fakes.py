@@ -56,7 +56,14 @@ class FakeBridge:
         rows = [[self._log_prob(text, answer) for answer in answers] for text in texts]
         return np.array(rows, dtype=np.float32)
 
-    def generate(self, texts: Sequence[str], *, max_new_tokens: int = 32, max_source_tokens: int = 512) -> list[str]:
+    def generate(
+        self,
+        texts: Sequence[str],
+        *,
+        max_new_tokens: int = 32,
+        max_source_tokens: int = 512,
+        batch_tokens: int | None = None,
+    ) -> list[str]:
         self._see(texts, max_source_tokens)
         return [" " + text.split("says ")[-1] + "\n" for text in texts]
 

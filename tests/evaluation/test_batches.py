@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from layerbridge.config import EvaluationConfig
 from layerbridge.errors import ConfigError, is_out_of_memory
-from layerbridge.evaluation import batches
 from layerbridge.evaluation.batches import in_batches
 from layerbridge.evaluation.predict import predict
+from layerbridge.model import batches
 from tests.evaluation.fakes import FakeBridge, FakeTask, make_split
 
 lengths_of_texts = st.lists(st.integers(0, 40), max_size=60)
@@ -20,8 +20,8 @@ budgets = st.builds(EvaluationConfig, batch_tokens=st.integers(1, 200), batch_si
 
 
 def size(batch, lengths):
-    """Tokens of a padded batch."""
-    return len(batch) * max(lengths[index] for index in batch)
+    """Tokens of a padded batch, of which each row counts one at least."""
+    return len(batch) * max(1, *(lengths[index] for index in batch))
 
 
 class Memory:

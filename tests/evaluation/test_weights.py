@@ -36,22 +36,22 @@ def measure(bridge, languages, sentences=None, **options):
 
 def test_a_languages_mean_is_over_its_real_tokens(bridge):
     found = measure(bridge, ["en"]).languages["en"]
-    rows = torch.cat([bridge.layer_weights(text)[1] for text in TEXTS])
+    rows = torch.cat([found.weights for found in bridge.layer_weights(TEXTS)])
     assert found.num_tokens == len(rows)
     assert found.mean == pytest.approx(rows.mean(dim=0).tolist(), abs=1e-5)
     assert sum(found.mean) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_limit_leaves_rows_out(bridge):
-    assert measure(bridge, ["en"], limit=1).languages["en"].num_tokens == len(bridge.layer_weights(TEXTS[0])[0])
+    assert measure(bridge, ["en"], limit=1).languages["en"].num_tokens == len(bridge.layer_weights(TEXTS[:1])[0].tokens)
 
 
 def test_sentences_are_shown_as_they_are(bridge):
     (shown,) = measure(bridge, ["en"], {"si": ["වැසි නිසා"]}).sentences
-    tokens, weights_SL, numbers = bridge.layer_weights("වැසි නිසා")
-    assert (shown.language, shown.text, list(shown.tokens)) == ("si", "වැසි නිසා", tokens)
-    assert torch.tensor(shown.weights).allclose(weights_SL, atol=1e-5)
-    assert measure(bridge, ["en"]).layer_numbers == numbers
+    (found,) = bridge.layer_weights(["වැසි නිසා"])
+    assert (shown.language, shown.text, shown.tokens) == ("si", "වැසි නිසා", found.tokens)
+    assert torch.tensor(shown.weights).allclose(found.weights, atol=1e-5)
+    assert measure(bridge, ["en"]).layer_numbers == found.layers
 
 
 def test_languages_measured_one_after_another_end_in_one_file(bridge, tmp_path):

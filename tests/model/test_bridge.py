@@ -398,14 +398,6 @@ def test_no_texts_and_uneven_lists_are_refused(tiny_models):
         bridge.score(["cat"], [])
 
 
-def test_layer_weights_are_per_token(tiny_models):
-    bridge = make(tiny_models)
-    tokens, weights, numbers = bridge.layer_weights("the cat")
-    assert len(tokens) == len(weights)
-    assert numbers == (1, 2, 3)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(len(tokens)))
-
-
 def test_render_uses_the_prompt_it_was_trained_with(tiny_models):
     bridge = make(tiny_models)
     assert bridge.render("plain") == "plain"

@@ -116,7 +116,7 @@ def test_a_saved_bridge_answers_as_before(tiny_models, tmp_path, parts):
     assert again.fingerprint() == bridge.fingerprint()
     assert torch.equal(again.score(TEXTS, ANSWERS), bridge.score(TEXTS, ANSWERS))
     assert again.generate(TEXTS, max_new_tokens=6) == bridge.generate(TEXTS, max_new_tokens=6)
-    assert torch.equal(again.layer_weights(TEXTS[0])[1], bridge.layer_weights(TEXTS[0])[1])
+    assert torch.equal(again.layer_weights(TEXTS[:1])[0].weights, bridge.layer_weights(TEXTS[:1])[0].weights)
 
 
 @EVERY
@@ -135,9 +135,9 @@ def test_bfloat16_bases_leave_the_trained_part_in_float32(tiny_models, parts):
 @EVERY
 def test_layer_weights_are_one_row_a_source_token_and_sum_to_one(tiny_models, parts):
     bridge = make(tiny_models, **parts)
-    tokens, weights, numbers = bridge.layer_weights(TEXTS[0])
-    assert weights.shape == (len(tokens), len(numbers))
-    torch.testing.assert_close(weights.sum(-1), torch.ones(len(tokens)))
+    (found,) = bridge.layer_weights(TEXTS[:1])
+    assert found.weights.shape == (len(found.tokens), len(found.layers))
+    torch.testing.assert_close(found.weights.sum(-1), torch.ones(len(found.tokens)))
 
 
 def test_several_global_heads_take_one_encoder_pass_like_one(tiny_models):

@@ -131,9 +131,9 @@ def test_the_llm_reads_as_many_soft_tokens_as_the_pooling_says(tiny_models, conf
 @EVERY
 def test_layer_weights_stay_those_of_the_source_tokens(tiny_models, config):
     bridge, plain = make(tiny_models, pooling=config), make(tiny_models)
-    tokens, weights, _ = bridge.layer_weights(TEXTS[0])
-    assert len(tokens) == len(weights)
-    assert torch.equal(weights, plain.layer_weights(TEXTS[0])[1])
+    (found,) = bridge.layer_weights(TEXTS[:1])
+    assert len(found.tokens) == len(found.weights)
+    assert torch.equal(found.weights, plain.layer_weights(TEXTS[:1])[0].weights)
     inputs = bridge.processor(TEXTS)
     assert torch.equal(bridge.fuse(inputs).states_BSE, plain.fuse(inputs).states_BSE)
 

@@ -42,23 +42,22 @@ def inspect(
     code = find_language(language).code if language else ""
     bridge = load_bridge(run, encoder=encoder, llm=llm, trust_remote_code=trust_remote_code)
     read = text if raw else bridge.render(text)
-    tokens, weights_SL, numbers = bridge.layer_weights(read)
+    (found,) = bridge.layer_weights([read])
     if html is not None:
         from layerbridge.analysis import TokenWeights
         from layerbridge.atomic import replace_text
         from layerbridge.reporting.page import render_text
 
-        sentence = TokenWeights(
-            language=code, text=read, tokens=tuple(tokens), weights=tuple(map(tuple, weights_SL.tolist()))
-        )
-        replace_text(html, render_text(sentence, numbers, run=Path(run).name, about=bridge.config.fusion.name))
+        weights = tuple(map(tuple, found.weights.tolist()))
+        sentence = TokenWeights(language=code, text=read, tokens=found.tokens, weights=weights)
+        replace_text(html, render_text(sentence, found.layers, run=Path(run).name, about=bridge.config.fusion.name))
         typer.echo(html)
         return
-    table = Table("token", *(f"layer {n}" if i == 0 else str(n) for i, n in enumerate(numbers)), pad_edge=False)
-    for token, row in zip(tokens, weights_SL.tolist(), strict=True):
+    table = Table("token", *(f"layer {n}" if i == 0 else str(n) for i, n in enumerate(found.layers)), pad_edge=False)
+    for token, row in zip(found.tokens, found.weights.tolist(), strict=True):
         table.add_row(token, *(_cell(weight, Text) for weight in row))
     table.add_section()
-    table.add_row("mean", *(_cell(weight, Text) for weight in weights_SL.mean(dim=0).tolist()))
+    table.add_row("mean", *(_cell(weight, Text) for weight in found.weights.mean(dim=0).tolist()))
     Console().print(table)
 
 

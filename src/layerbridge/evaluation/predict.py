@@ -117,7 +117,9 @@ def _ask(
     if "score" in methods:
         log_probs = _by_answer(answers, bridge.score(texts, answers, max_source_tokens=limit).tolist())
     if "generate" in methods:
-        generated = list(bridge.generate(texts, max_new_tokens=longest, max_source_tokens=limit))
+        # Without a budget: `texts` are a batch already, and `in_batches` divides it when memory runs out.
+        written = bridge.generate(texts, max_new_tokens=longest, max_source_tokens=limit, batch_tokens=None)
+        generated = list(written)
     return log_probs, generated
 
 

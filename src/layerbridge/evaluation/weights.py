@@ -44,12 +44,14 @@ def measure_weights(
         sentences: language code -> sentences to show in full, as they are, without the task's prompt.
     """
     languages = {code: _mean(bridge, split, config) for code, split in splits.items()}
+    codes = [code for code, texts in sentences.items() for _ in texts]
+    wanted = [text for texts in sentences.values() for text in texts]
     shown = []
-    for code, texts in sentences.items():
-        for text in texts:
-            tokens, weights_SL, _ = bridge.layer_weights(text, max_source_tokens=config.max_source_tokens)
-            rows = tuple(tuple(round(value, 6) for value in row) for row in weights_SL.tolist())
-            shown.append(TokenWeights(language=code, text=text, tokens=tuple(tokens), weights=rows))
+    if wanted:
+        limits = config.model_dump(include={"max_source_tokens", "batch_tokens", "batch_size"})
+        for code, found in zip(codes, bridge.layer_weights(wanted, **limits), strict=True):
+            rows = tuple(tuple(round(value, 6) for value in row) for row in found.weights.tolist())
+            shown.append(TokenWeights(language=code, text=found.text, tokens=found.tokens, weights=rows))
     return LayerWeights(
         run=run,
         fusion=bridge.config.fusion.name,

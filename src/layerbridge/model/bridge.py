@@ -20,24 +20,25 @@ from transformers import PreTrainedModel
 from layerbridge.config import BridgeConfig
 from layerbridge.errors import DataError
 from layerbridge.model.bases import Base, add_lora, default_device, load_encoder_base, load_llm_base
+from layerbridge.model.classification import ClassificationMixin
 from layerbridge.model.encoder import FrozenEncoder
 from layerbridge.model.features import FeatureStore
 from layerbridge.model.fingerprint import tensors_fingerprint
 from layerbridge.model.fusion import Fused, build_fusion, matmuls_in
 from layerbridge.model.generation import GenerationMixin, check_length
 from layerbridge.model.last_layer import last_layer_at
+from layerbridge.model.layer_weights import LayerWeightsMixin
 from layerbridge.model.lazy_states import LazyStates
 from layerbridge.model.packing import pack_rows, packed_logits, packs
 from layerbridge.model.pooling import SoftTokens, build_pooling
 from layerbridge.model.processor import BridgeInputs, BridgeProcessor
 from layerbridge.model.projector import add_noise, build_projector, embedding_rms
-from layerbridge.model.scoring import ScoringMixin
 from layerbridge.model.splice import IGNORED, Piece, splice
 from layerbridge.model.states import States
 from layerbridge.prompt import render_prompt
 
 
-class Bridge(ScoringMixin, GenerationMixin, nn.Module):
+class Bridge(ClassificationMixin, LayerWeightsMixin, GenerationMixin, nn.Module):
     """Two frozen models and what is trained between them. Build with `Bridge.build`, load with `load_bridge`."""
 
     def __init__(
@@ -294,15 +295,6 @@ class Bridge(ScoringMixin, GenerationMixin, nn.Module):
     def count_source_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return how many encoder tokens each text has before any cut."""
         return self.processor.count_source_tokens(texts)
-
-    @torch.inference_mode()
-    def layer_weights(self, text: str, *, max_source_tokens: int = 512) -> tuple[list[str], Tensor, tuple[int, ...]]:
-        """Return a text's encoder tokens, their layer weights (S, L), and the encoder's numbers of the L layers."""
-        self.eval()
-        inputs = self.processor([text], max_source_tokens=max_source_tokens).to(self.device)
-        weights_SL = self.fuse(inputs).weights_BSL[0].float().cpu()
-        tokens = self.processor.encoder_tokenizer.convert_ids_to_tokens(inputs.source_ids[0].tolist())
-        return list(tokens), weights_SL, self.encoder.layer_numbers
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write a checkpoint folder (`layerbridge.model.checkpoint.save_bridge`); `layerbridge.load` reads it."""

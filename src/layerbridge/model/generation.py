@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, TextIteratorStreamer
 
 from layerbridge.errors import ConfigError, DataError
+from layerbridge.model.batches import BATCH_SIZE, BATCH_TOKENS, as_list, ask_in_batches
 from layerbridge.model.splice import splice
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ class GenerationMixin:
         num_beams: int = 1,
         stop: Sequence[str] = (),
         seed: int | None = None,
+        batch_tokens: int | None = BATCH_TOKENS,
+        batch_size: int = BATCH_SIZE,
     ) -> list[str]:
-        """Return one answer a text; a batch gives what its texts give one by one.
+        """Return one answer a text, whatever the number of texts; greedy, they are what each text gives alone.
 
         Args:
-            texts: what the encoder reads.
+            texts: what the encoder reads, in a list.
             prompts: what the LLM reads, a text a row; by default the configured prompt.
             max_new_tokens: LLM tokens an answer.
             max_source_tokens: encoder tokens a text; longer texts are cut.
@@ -46,15 +49,36 @@ class GenerationMixin:
             top_k: of sampling: this many most probable tokens.
             num_beams: above 1, beam search.
             stop: an answer ends before the first of these strings.
-            seed: of sampling; torch's global state is left alone then.
+            seed: of sampling; torch's global state is left alone then. What is drawn depends on the batches as well.
+            batch_tokens: tokens of a batch, padding included; halved by itself when memory runs out. None: all texts
+                are one batch, which whoever calls has made.
+            batch_size: texts of a batch at most.
+
+        Raises:
+            ConfigError: an option that cannot be, or one text alone does not fit the memory.
+            DataError: no texts, one text in place of a list, one that tokenises to nothing, or more than the LLM has
+                positions for.
         """
         reader = cast("PrefixReader", self)
         options = generation_options(reader, max_new_tokens, temperature, top_p, top_k, num_beams, stop)
+
+        def ask(some: list[str], their_prompts: list[str] | None) -> list[str]:
+            ids = _generate(reader, some, their_prompts, max_source_tokens, options)
+            return list(reader.processor.llm_tokenizer.batch_decode(ids, skip_special_tokens=True))
+
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            ids = _generate(reader, texts, prompts, max_source_tokens, options)
-        answers = reader.processor.llm_tokenizer.batch_decode(ids, skip_special_tokens=True)
+            answers = ask_in_batches(
+                reader.processor,
+                ask,
+                texts,
+                prompts,
+                max_source_tokens=max_source_tokens,
+                max_new_tokens=max_new_tokens,
+                batch_tokens=batch_tokens,
+                batch_size=batch_size,
+            )
         return [cut_at_stop(answer, stop) for answer in answers]
 
     def stream(
@@ -71,9 +95,11 @@ class GenerationMixin:
     ) -> Iterator[str]:
         """Yield one text's answer piece by piece; joined, the pieces are what `generate` returns.
 
-        Takes the options of `generate` except beams and a seed. Dropping the iterator ends the generation.
+        Takes the options of `generate` except beams and a seed, and refuses what it refuses once the first piece is
+        asked for. Dropping the iterator ends the generation.
         """
         reader = cast("PrefixReader", self)
+        texts, prompts = as_list([text], "texts"), None if prompt is None else as_list([prompt], "prompts")
         options = generation_options(reader, max_new_tokens, temperature, top_p, top_k, 1, stop)
         streamer = TextIteratorStreamer(reader.processor.llm_tokenizer, skip_special_tokens=True)
         failure: list[BaseException] = []
@@ -83,8 +109,8 @@ class GenerationMixin:
             try:
                 _generate(
                     reader,
-                    [text],
-                    None if prompt is None else [prompt],
+                    texts,
+                    prompts,
                     max_source_tokens,
                     options | {"streamer": streamer, "stopping_criteria": [lambda ids, scores: _all(ids, left)]},
                 )

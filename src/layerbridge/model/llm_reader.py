@@ -78,12 +78,12 @@ class LLMTextProcessor(BridgeProcessor):
             raise DataError("Got no texts; wanted at least one.")
         if prompts is not None and len(prompts) != len(texts):
             raise DataError(f"Got {len(texts)} texts and {len(prompts)} prompts; wanted one for each text.")
-        read = self._cut(texts, self.source_limit(max_source_tokens))
-        rows = prompts if prompts is not None else [self.prompt.text] * len(texts)
+        limit = self.source_limit(max_source_tokens)
+        read = self._cut(texts, limit)
+        if any(cut != text for cut, text in zip(read, texts, strict=True)):
+            warnings.warn(f"Texts longer than {limit} LLM tokens are cut there; {HOW_TO_COUNT}", stacklevel=3)
         source_ids, source_mask = pad_right([self._llm_ids(text) for text in read], 0)
-        prompt_ids, prompt_mask = pad_right(
-            [self._llm_ids(self._read(text, row)) for text, row in zip(read, rows, strict=True)], 0
-        )
+        prompt_ids, prompt_mask = pad_right(self.prompt_ids(read, prompts), 0)
         return BridgeInputs(
             source_ids=source_ids, source_mask=source_mask, prompt_ids=prompt_ids, prompt_mask=prompt_mask
         )
@@ -108,6 +108,27 @@ class LLMTextProcessor(BridgeProcessor):
         """Return how many LLM tokens each text has before any cut."""
         return [len(self._llm_ids(text)) for text in texts]
 
+    def count_read_tokens(
+        self, texts: Sequence[str], prompts: Sequence[str] | None, max_source_tokens: int
+    ) -> list[int]:
+        """Return how many tokens of each row the LLM reads: of the text, cut, and the prompt.
+
+        Args:
+            texts: B texts.
+            prompts: what follows the texts, a text a row; None: the configured prompt.
+            max_source_tokens: LLM tokens of the text; longer texts are cut at their end.
+
+        Raises:
+            DataError: a text that tokenises to nothing.
+        """
+        read = self._cut(list(texts), self.source_limit(max_source_tokens))
+        return [len(ids) for ids in self.prompt_ids(read, prompts)]
+
+    def prompt_ids(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> list[list[int]]:
+        """Return the token ids of all that the LLM reads of each row: the text, not cut here, and the prompt."""
+        rows = prompts if prompts is not None else [self.prompt.text] * len(texts)
+        return [self._llm_ids(self._read(text, row)) for text, row in zip(texts, rows, strict=True)]
+
     def _read(self, text: str, prompt: str) -> str:
         """Return all that the LLM reads; the space before the answer belongs to the answer, as in plain text."""
         whole = self._prompt_text(text, prompt)
@@ -121,8 +142,6 @@ class LLMTextProcessor(BridgeProcessor):
                     f"Text {index + 1} of {len(texts)} ({texts[index]!r}) gives the LLM nothing to read. Drop it, or "
                     "give a text with at least one token."
                 )
-        if any(len(ids) > limit for ids in rows):
-            warnings.warn(f"Texts longer than {limit} LLM tokens are cut there; {HOW_TO_COUNT}", stacklevel=4)
         return [
             text if len(ids) <= limit else self._shortened(ids, limit) for text, ids in zip(texts, rows, strict=True)
         ]

@@ -144,6 +144,33 @@ class BridgeProcessor:
         """Return how many encoder tokens each text has before any cut."""
         return [len(ids) for ids in self.encoder_tokenizer(list(texts), verbose=False)["input_ids"]]
 
+    def count_read_tokens(
+        self, texts: Sequence[str], prompts: Sequence[str] | None, max_source_tokens: int
+    ) -> list[int]:
+        """Return how many tokens of each row are read: the text's by the encoder, the prompt's by the LLM.
+
+        Args:
+            texts: B texts.
+            prompts: what the LLM reads, a text a row; None: the configured prompt.
+            max_source_tokens: longer texts are cut.
+
+        Raises:
+            DataError: a text that tokenises to nothing.
+        """
+        limit = self.source_limit(max_source_tokens)
+        lengths = self.count_source_tokens(texts)
+        for row, length in enumerate(lengths):
+            if not length:
+                raise DataError(
+                    f"Text {row + 1} of {len(texts)} ({texts[row]!r}) tokenises to nothing. Drop it, or give a text "
+                    "with at least one token."
+                )
+        if prompts is None and not self.prompt.llm_reads_text:
+            prompt_ids = self.prompt_ids([""]) * len(texts)  # the same for all
+        else:
+            prompt_ids = self.prompt_ids(texts, prompts)
+        return [min(length, limit) + len(ids) for length, ids in zip(lengths, prompt_ids, strict=True)]
+
     def source_limit(self, max_source_tokens: int) -> int:
         """Return the limit that holds: the asked one, or the encoder's own if that is lower."""
         return min(max_source_tokens, self.encoder_max_tokens or max_source_tokens)

@@ -67,7 +67,7 @@ def add_noise(states_MZ: Tensor, noise: float) -> Tensor:
     language may stand far off.
     """
     # The gradient passes through the scale too: without that, fusions learn to drown the noise in longer states.
-    rms_M1 = states_MZ.square().mean(-1, keepdim=True).sqrt()
+    rms_M1 = states_MZ.square().mean(-1, keepdim=True).clamp(min=1e-30).sqrt()  # a root's slope at zero is infinite
     return states_MZ + noise * rms_M1 * torch.randn_like(states_MZ)
 
 

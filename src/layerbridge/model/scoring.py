@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from layerbridge.errors import DataError
 from layerbridge.model import answer_passes
 from layerbridge.model.answer_passes import AnswerSet, Read
+from layerbridge.model.batches import as_list
 from layerbridge.model.chunks import like_length
 from layerbridge.model.generation import check_length, generation_options
 from layerbridge.model.greedy import Going, read_written, unended, write_on
@@ -180,7 +181,7 @@ def _answer_set(reader: PrefixReader, answers: Sequence[str]) -> AnswerSet:
     if not answers:
         raise DataError("Got no answers to score; wanted at least one.")
     known = _ANSWER_SETS.setdefault(reader.processor, {})
-    key = tuple(answers)
+    key = tuple(as_list(answers, "answers"))
     if key not in known:
         rows = reader.processor.answer_ids(answers)
         while len(known) >= ANSWER_SETS:
@@ -194,6 +195,8 @@ def _splice(
 ) -> Spliced:
     """Return what the LLM reads before the answers; `room` is how many positions may follow."""
     reader.eval()
+    texts = as_list(texts, "texts")
+    prompts = None if prompts is None else as_list(prompts, "prompts")
     inputs = reader.processor(texts, prompts=prompts, max_source_tokens=max_source_tokens).to(reader.device)
     spliced = splice(reader.prefix_pieces(inputs))
     check_length(reader.llm, spliced.mask_BT.shape[1] + room)

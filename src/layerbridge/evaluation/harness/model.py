@@ -178,7 +178,11 @@ class BridgeLM(LM):
                 def write(batch: list[int], those: list[Context] = those, options: str = arguments) -> list[str]:
                     sources, prompts = self._inputs([those[number] for number in batch])
                     return self.bridge.generate(
-                        sources, prompts=prompts, max_source_tokens=self.max_source_tokens, **json.loads(options)
+                        sources,
+                        prompts=prompts,
+                        max_source_tokens=self.max_source_tokens,
+                        batch_tokens=None,  # a batch already
+                        **json.loads(options),
                     )
 
                 for batch, written in self._in_batches(those, write):
