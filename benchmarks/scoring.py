@@ -1,7 +1,7 @@
 """Label scoring against one bare forward pass, and evaluation against the published one, in one run.
 
 On real XNLI rows in several languages, Transformer Softmax, a bridge that was trained until its greedy texts are
-answers, taking turns:
+answers (the few rows whose are not are left out and counted), taking turns:
 
 - **bare**: the encoder's forward pass, then the LLM's over `[bos | soft tokens | boundary]` of the same rows in the
   same batches, logits at the last position alone. What both read is made beforehand (soft tokens are random): no
@@ -63,6 +63,9 @@ CONFIG = EvaluationConfig(max_new_tokens=32)
 TRAIN_ROWS = 1000
 """English rows from here on are trained on; those before are measured."""
 LOOK_EVERY = 10
+ANSWERED = 0.95
+"""Share of greedy texts that must be answers when training ends; rows of the others are left out of what is measured,
+whose texts end early. Of many texts a few never settle."""
 
 
 class BarePass:
@@ -160,7 +163,9 @@ def train(
     learning_rate: float,
     must_answer: bool = True,
 ) -> None:
-    """Train a bridge until its greedy texts of `measured` are answers, twice in turn; what trained is kept at `path`.
+    """Train a bridge until its greedy texts of `measured` are answers (`ANSWERED` of them), at two looks in turn.
+
+    What trained is kept at `path`.
 
     While they are all the same answer it goes on to `max_steps`, and what wrote answers last is kept.
 
@@ -171,8 +176,6 @@ def train(
     some = measured[::8]
     if not path.is_file():
         optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate)
-        # At one rate throughout, the last few texts of many never settle.
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=max_steps)
         looks_passed, found_good = 0, None
         for step in range(1, max_steps + 1):
             batch = [rows[index % len(rows)] for index in range(8 * step, 8 * step + 8)]
@@ -182,12 +185,11 @@ def train(
             bridge.loss(inputs.to(measure.DEVICE)).backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
             optimizer.step()
-            schedule.step()
             if step % LOOK_EVERY == 0:
                 written = Ours(bridge, some).answer()
-                if set(written) <= set(XNLI):
+                if _answered(written) >= ANSWERED:
                     written = Ours(bridge, measured).answer()
-                looks_passed = looks_passed + 1 if set(written) <= set(XNLI) else 0
+                looks_passed = looks_passed + 1 if _answered(written) >= ANSWERED else 0
                 found = sum(text in XNLI for text in written)
                 print(
                     f"step {step}: {found} of {len(written)} texts are answers, {len(set(written))} different texts",
@@ -195,7 +197,7 @@ def train(
                 )
                 if looks_passed >= 2:
                     found_good = {name: tensor.clone() for name, tensor in bridge.trained_state().items()}
-                    if len(set(written)) > 1:
+                    if len(set(written) & set(XNLI)) > 1:
                         break
         if found_good is None and must_answer:
             raise SystemExit(
@@ -205,6 +207,10 @@ def train(
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(found_good or bridge.trained_state(), path)
     load(bridge, path)
+
+
+def _answered(written: Sequence[str]) -> float:
+    return sum(text in XNLI for text in written) / len(written)
 
 
 def load(bridge: Bridge, path: Path) -> None:
@@ -310,7 +316,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32, help="of each language")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--max-steps", type=int, default=300, help="of training, which ends when its texts are answers")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of that training, at its start")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of that training")
     args = parser.parse_args()
     layers, longest = 8, MAX_NEW_TOKENS
     if args.quick:
@@ -322,7 +328,16 @@ def main() -> None:
     learned = english[min(TRAIN_ROWS, len(english) // 2) :]
 
     models: Models = build_pair(args.work, args.data, width=args.width, layers=layers)
-    made_with = (args.width, layers, args.seed, args.max_steps, f"{args.learning_rate:g}", args.rows, *args.languages)
+    made_with = (
+        args.width,
+        layers,
+        args.seed,
+        args.max_steps,
+        f"{args.learning_rate:g}",
+        ANSWERED,
+        args.rows,
+        *args.languages,
+    )
     trained = args.work / f"scoring-{'-'.join(map(str, made_with))}.safetensors"
     bridge = build_bridge(models, FUSION, seed=args.seed)
     train(
@@ -334,6 +349,8 @@ def main() -> None:
         learning_rate=args.learning_rate,
         must_answer=not args.quick,
     )
+    kept = [row for row, text in zip(rows, Ours(bridge, rows).answer(), strict=True) if text in XNLI]
+    left_out, rows = (len(rows) - len(kept), kept) if kept else (0, rows)
     published = PublishedEvaluation(*models, fusion=FUSION, device=measure.DEVICE)
     published.start_like(bridge.trained_parameters())
     scoring = [
@@ -364,6 +381,7 @@ def main() -> None:
         "scoring all answers costs at most 1.15x one bare forward pass, and evaluation is 4x the published one",
         {
             "width": args.width,
+            "rows_left_out": left_out,
             "scoring": scoring,
             "evaluation": evaluation,
             "tables": {
