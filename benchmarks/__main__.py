@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, str] = {
     "memory": "5: peak memory",
     "two_processes": "6: two processes",
     "work_size": "7: the cost of an example as the work grows",
+    "serving": "8: a server that batches against one that does not, and its memory",
 }
 """Name of the module -> the claim it is about."""
 

@@ -23,16 +23,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"ground", "model", "data"},
     "reporting": {"ground"},
     "studies": {"ground", "model", "data", "training", "evaluation"},
-    "cli": {"ground", "model", "data", "training", "evaluation", "reporting", "studies"},
+    "serving": {"ground", "model"},
+    "cli": {"ground", "model", "data", "training", "evaluation", "reporting", "studies", "serving"},
     "embedded": set(),
 }
 """Room -> rooms that it may import, beside itself. The ground floor is the files directly in the package."""
 
-FRONT_DOOR = {"load": "model", "Bridge": "model", "import_published": "model"}
+FRONT_DOOR = {"load": "model", "pipeline": "model", "Bridge": "model", "import_published": "model"}
 """Names that the package's own `__init__.py` fetches from a room when they are asked for."""
 
 OUTSIDE = ("pretraining", "benchmarks", "tests", "recipes", "docs")
-HEAVY = ("torch", "transformers", "pyarrow", "numpy", "huggingface_hub")
+HEAVY = ("torch", "transformers", "pyarrow", "numpy", "huggingface_hub", "fastapi", "uvicorn")
 
 
 def imports(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[tuple[int, str]]:
@@ -119,6 +120,8 @@ def test_the_front_door_opens_the_model_room_only_when_asked():
         ("cli/x.py", "from benchmarks.fusion import main"),
         ("model/x.py", "import tests.tiny"),
         ("training/x.py", "from pretraining import build"),
+        ("serving/x.py", "from layerbridge.evaluation.run_folder import find_run"),
+        ("model/x.py", "from layerbridge.serving.engine import Engine"),
     ],
 )
 def test_an_import_against_the_rules_is_found(file, line):

@@ -36,6 +36,10 @@ FLAGS = {
         "--plan",
     },
     "select": {"--out", "--task", "--reference", "--report", "--unfinished"},
+    "serve": {
+        "--host", "--port", "--engine", "--api-key-file", "--limit", "--device",
+        "--encoder", "--llm", "--trust-remote-code",
+    },
 }  # fmt: skip
 
 

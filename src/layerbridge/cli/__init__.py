@@ -13,6 +13,7 @@ from layerbridge.cli.inspect import inspect
 from layerbridge.cli.report import report
 from layerbridge.cli.reproduce import reproduce
 from layerbridge.cli.select import select
+from layerbridge.cli.serve import serve
 from layerbridge.cli.tasks import tasks
 from layerbridge.cli.train import train
 from layerbridge.errors import LayerbridgeError
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, train, evaluate, compare, generate, inspect, harness, report, reproduce, select):
+for command in (demo, train, evaluate, compare, generate, inspect, harness, report, reproduce, select, serve):
     app.command()(command)
 app.add_typer(tasks, name="tasks")
 

@@ -67,6 +67,7 @@ def load_bridge(
     llm: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    like: Bridge | None = None,
 ) -> Bridge:
     """Load a bridge on its two bases: every trained tensor, strictly.
 
@@ -77,6 +78,7 @@ def load_bridge(
         llm: where the LLM is now, if not where it was in training.
         revision: of a hub name.
         trust_remote_code: let the bases run code of their own; a checkpoint cannot ask for it.
+        like: an earlier bridge on the same device, whose frozen bases are taken where they are the same.
 
     Raises:
         CheckpointError: damaged, foreign, or for other bases.
@@ -92,7 +94,7 @@ def load_bridge(
             f"{header['tensors_sha256'][:16]}). It is damaged; copy it again."
         )
     config = _config(header, folder, encoder=encoder, llm=llm, trust_remote_code=trust_remote_code)
-    bridge = Bridge.build(config, device=device)
+    bridge = Bridge.build(config, device=device, like=like)
     _check_bases(header["bases"], bridge.bases, folder)
     load_trained(bridge, state, where=str(folder))
     bridge.trained_on = header.get("trained_on")

@@ -1,0 +1,64 @@
+"""`layerbridge serve`: runs behind OpenAI's protocol."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from layerbridge.cli.options import EncoderPlace, LLMPlace, TrustRemoteCode
+from layerbridge.errors import ConfigError, unknown_name
+
+ENGINES = ("local",)
+"""Where the LLM runs: here."""
+
+
+def serve(
+    runs: Annotated[
+        list[str], typer.Argument(help="Run folders, checkpoint folders or hub names.", show_default=False)
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own wants an API key.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
+    engine: Annotated[str, typer.Option(help="Where the LLM runs: local, in this process.")] = "local",
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the API key; else the variable LAYERBRIDGE_API_KEY.", show_default=False),
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="A limit of docs/serving.md, such as max_new_tokens=256. Repeatable.", metavar="NAME=NUMBER"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="By default the first GPU, else the CPU.", show_default=False)
+    ] = None,
+    encoder: EncoderPlace = None,
+    llm: LLMPlace = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Serve one run or several to whatever speaks OpenAI's protocol (`pip install 'layerbridge[serve]'`).
+
+    Example: `layerbridge serve runs/demo/transformer_softmax --port 8000`
+    """
+    if engine not in ENGINES:
+        raise ConfigError(unknown_name("engine", engine, ENGINES))
+    try:
+        from layerbridge.serving.server import build_server_config, load_bridges, read_key
+        from layerbridge.serving.server import serve as run
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "uvicorn", "prometheus_client", "starlette"):
+            raise
+        raise ConfigError(f"Serving needs {error.name}. Install it: pip install 'layerbridge[serve]'") from None
+    config = build_server_config(host=host, port=port, api_key=read_key(api_key_file), limits=_limits(limit or []))
+    places: dict[str, Any] = {"encoder": encoder, "llm": llm, "trust_remote_code": trust_remote_code}
+    run(load_bridges(runs, device=device, **places), config)
+
+
+def _limits(pairs: list[str]) -> dict[str, str]:
+    limits = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign:
+            raise ConfigError(f"--limit {pair!r} is not of the form NAME=NUMBER.")
+        limits[name.strip()] = value.strip()
+    return limits
