@@ -25,7 +25,7 @@ def endless(monkeypatch):
     step = decoding.Decoding.step
 
     def slow(self):
-        time.sleep(0.005)
+        time.sleep(0.03)
         return step(self)
 
     monkeypatch.setattr(decoding, "_ends", lambda reader, row: [])

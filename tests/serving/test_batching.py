@@ -129,7 +129,7 @@ def test_a_text_that_cannot_be_read_takes_nobody_with_it(engine, bridges):
     assert [first, third, fourth] == bridges["plain"].generate(["the cat", "one", "two"], max_new_tokens=10)
 
 
-def test_a_batch_that_fails_is_tried_again_a_text_at_a_time(engine, bridges, monkeypatch):
+def test_a_batch_that_fails_is_tried_again_in_halves(engine, bridges, monkeypatch):
     from layerbridge.serving import local_engine
 
     real, sizes = local_engine.Decoding, []
@@ -149,7 +149,7 @@ def test_a_batch_that_fails_is_tried_again_a_text_at_a_time(engine, bridges, mon
         )
 
     first, second, third = asyncio.run(ask())
-    assert sizes == [3, 1, 1, 1]
+    assert sizes == [3, 1, 2, 1, 1]
     assert second.status == 500
     assert "unlucky" not in second.message, "what happened inside is for the log alone"
     assert [first, third] == bridges["plain"].generate(["the cat", "two"], max_new_tokens=10)

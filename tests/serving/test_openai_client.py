@@ -156,6 +156,7 @@ def test_what_changes_nothing_is_ignored(client):
     harmless = {
         "user": "me", "store": False, "metadata": {"a": "b"}, "n": 1, "presence_penalty": 0, "tools": [],
         "logprobs": False, "response_format": {"type": "text"}, "service_tier": "auto", "parallel_tool_calls": True,
+        "frequency_penalty": 0.0,
     }  # fmt: skip
     assert client.chat.completions.create(**asked, **harmless).choices[0].message == plain.choices[0].message
 

@@ -124,7 +124,8 @@ def shutting_down() -> ApiError:
 def out_of_time(seconds: float) -> ApiError:
     """Return the error for an answer that takes too long."""
     message = f"The answer took more than {seconds:g} seconds. Ask for fewer tokens or fewer texts at once."
-    return ApiError(504, message, code="timeout")
+    # OpenAI's client asks again after any 5xx, and the answer would take as long again.
+    return ApiError(504, message, code="timeout", headers={"x-should-retry": "false"})
 
 
 def internal() -> ApiError:

@@ -40,7 +40,7 @@ class Limits(FrozenConfig):
     max_queue: int = Field(default=1024, ge=1)
     """Texts that wait for a place in a batch. 429."""
     request_seconds: float = Field(default=300.0, gt=0)
-    """Seconds of one request from its first byte to its last, waiting included. 504."""
+    """Seconds from a request's whole body to the last byte of the answer, waiting included. 504."""
     body_seconds: float = Field(default=30.0, gt=0)
     """Seconds that a request's body may take to arrive. 408."""
     shutdown_seconds: float = Field(default=30.0, ge=0)

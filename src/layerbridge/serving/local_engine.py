@@ -201,16 +201,16 @@ class LocalEngine:
         return True
 
     def _begin(self, rows: list[Row]) -> None:
-        """Begin a batch; one that fails is begun again a row at a time."""
+        """Begin a batch; one that fails is begun again in halves, so that most rows still share theirs."""
         try:
             self._answer(rows)
         except Exception as error:
             if len(rows) == 1:
                 rows[0].tell(_told(error))
                 return
-            logger.info("a batch of %d texts failed (%s); each is tried alone", len(rows), type(error).__name__)
-            for row in rows:
-                self._begin([row])
+            logger.info("a batch of %d texts failed (%s); its halves are tried", len(rows), type(error).__name__)
+            self._begin(rows[: len(rows) // 2])
+            self._begin(rows[len(rows) // 2 :])
 
     def _answer(self, rows: list[Row]) -> None:
         first = rows[0]
@@ -281,10 +281,11 @@ def _told(error: Exception) -> ApiError:
     """Return what a client is told about a failure."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, LayerbridgeError):
+    no_memory = is_out_of_memory(error) or (error.__cause__ is not None and is_out_of_memory(error.__cause__))
+    if isinstance(error, LayerbridgeError) and not no_memory:
         return bad_request(str(error))
     logger.error("an answer failed", exc_info=error)
-    if is_out_of_memory(error):
+    if no_memory:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return ApiError(503, "The server has no memory for this request now. Ask for less.", code="out_of_memory")

@@ -15,6 +15,8 @@ from layerbridge.errors import ConfigError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import load_bridge
 from layerbridge.serving.app import build_app
+from layerbridge.serving.engine import Engine
+from layerbridge.serving.gate import Gate
 from layerbridge.serving.limits import API_KEY, ServerConfig, is_loopback
 from layerbridge.serving.local_engine import LocalEngine
 from layerbridge.serving.metrics import Metrics
@@ -31,11 +33,12 @@ class Server(uvicorn.Server):
 
     Args:
         gate: the application.
+        engine: told to give up when its time is over, so that clients hear why.
         config: where to listen.
         log_level: uvicorn's.
     """
 
-    def __init__(self, gate, config: ServerConfig, *, log_level: str = "warning") -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, gate: Gate, engine: Engine, config: ServerConfig, *, log_level: str = "warning") -> None:
         super().__init__(
             uvicorn.Config(
                 gate,
@@ -48,7 +51,7 @@ class Server(uvicorn.Server):
                 server_header=False,
             )
         )
-        self._gate, self._seconds = gate, config.limits.shutdown_seconds
+        self._gate, self._engine, self._seconds = gate, engine, config.limits.shutdown_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending: asyncio.Task[None] | None = None
         self.on_started: Callable[[int], None] | None = None
@@ -92,7 +95,7 @@ class Server(uvicorn.Server):
                 while self._gate.num_running:
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
-            pass
+            await self._engine.close()
         self.should_exit = True
 
 
@@ -104,7 +107,9 @@ def load_bridges(
     llm: str | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Bridge]:
-    """Load runs by the names that requests give; frozen bases that several have in common are loaded once.
+    """Load runs by the names that requests give.
+
+    A frozen base that a run shares with the one before it is not loaded again.
 
     Raises:
         ConfigError: no run, or two of the same name.
@@ -165,7 +170,7 @@ def build_server(bridges: Mapping[str, Bridge], config: ServerConfig, *, log_lev
     """Return a server of bridges in this process; its engine's thread runs already."""
     metrics = Metrics()
     engine = LocalEngine(bridges, config.limits, metrics)
-    return Server(build_app(engine, config, metrics), config, log_level=log_level)
+    return Server(build_app(engine, config, metrics), engine, config, log_level=log_level)
 
 
 def serve(bridges: Mapping[str, Bridge], config: ServerConfig) -> None:

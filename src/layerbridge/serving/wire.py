@@ -65,6 +65,11 @@ class _Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+def _same(value: Any, neutral: Any) -> bool:
+    """Return whether two JSON values are the same; 0 and 0.0 are, 0 and false are not."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
+
+
 class _Request(_Wire):
     @model_validator(mode="before")
     @classmethod
@@ -76,7 +81,7 @@ class _Request(_Wire):
             if name in cls.model_fields:
                 kept[name] = value
             elif name in NEUTRAL:
-                if value is not None and not any(value == one and type(value) is type(one) for one in NEUTRAL[name]):
+                if value is not None and not any(_same(value, one) for one in NEUTRAL[name]):
                     raise unsupported(name, _WHY.get(name, "a bridge cannot do it."))
             elif name not in IGNORED:
                 guess = nearest(name, [*cls.model_fields, *NEUTRAL])
