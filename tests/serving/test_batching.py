@@ -227,8 +227,9 @@ def test_who_leaves_frees_the_row_and_the_place_in_the_queue(engine, endless):
         writing.cancel()
         await asyncio.gather(waits, writing, return_exceptions=True)
         assert engine.num_waiting == 0
-        while engine.num_writing > 1:
-            await asyncio.sleep(0.005)
+        async with asyncio.timeout(5):  # by themselves they would go on for more than twice as long
+            while engine.num_writing > 1:
+                await asyncio.sleep(0.005)
         beside.cancel()
         await asyncio.gather(beside, return_exceptions=True)
         while engine.num_writing:
