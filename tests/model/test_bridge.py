@@ -11,7 +11,7 @@ from layerbridge.config import BridgeConfig, EncoderConfig, LLMConfig, LoraConfi
 from layerbridge.errors import ConfigError, DataError
 from layerbridge.model import scoring
 from layerbridge.model.bridge import Bridge
-from layerbridge.model.generation import _possible_stop, cut_at_stop
+from layerbridge.model.generation import cut_at_stop, possible_stop
 from layerbridge.model.splice import splice
 from tests import tiny
 
@@ -339,8 +339,8 @@ def test_dropping_a_stream_ends_it(tiny_models):
 def test_an_answer_ends_before_the_first_stop_string():
     assert cut_at_stop("one two three", ["three", "two"]) == "one "
     assert cut_at_stop("one", ["x"]) == "one"
-    assert _possible_stop("one tw", ["two", "weird"]) == 2
-    assert _possible_stop("one", ["two"]) == 0
+    assert possible_stop("one tw", ["two", "weird"]) == 2
+    assert possible_stop("one", ["two"]) == 0
 
 
 def test_impossible_generation_options_are_refused(tiny_models):

@@ -130,7 +130,8 @@ class Decoding:
         """Take rows that ended or were dropped out of what the LLM goes on from."""
         if len(self._held) == len(self.rows):
             return
-        kept_R = torch.tensor([index for index, row in enumerate(self._held) if row in set(self.rows)])
+        going = set(self.rows)
+        kept_R = torch.tensor([index for index, row in enumerate(self._held) if row in going])
         kept_R = kept_R.to(self.reader.device)
         self._held = list(self.rows)
         self._cache.batch_select_indices(kept_R)

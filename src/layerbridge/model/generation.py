@@ -151,7 +151,7 @@ def _until_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
     for piece in pieces:
         seen += piece
         cut = cut_at_stop(seen, stop)
-        safe = len(cut) if len(cut) < len(seen) else len(seen) - _possible_stop(seen, stop)
+        safe = len(cut) if len(cut) < len(seen) else len(seen) - possible_stop(seen, stop)
         if safe > sent:
             yield seen[sent:safe]
             sent = safe
@@ -160,7 +160,7 @@ def _until_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
         yield rest
 
 
-def _possible_stop(text: str, stop: Sequence[str]) -> int:
+def possible_stop(text: str, stop: Sequence[str]) -> int:
     """Return the length of the longest end of `text` that a stop string begins with."""
     lengths = (n for s in stop for n in range(min(len(s) - 1, len(text)), 0, -1) if text.endswith(s[:n]))
     return max(lengths, default=0)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from layerbridge.model.generation import cut_at_stop
+from layerbridge.model.generation import cut_at_stop, possible_stop
 
 WINDOW = 64
 """Tokens that are decoded again for each new one, at least; twice as many at most."""
@@ -95,9 +95,3 @@ class RowText:
             cut = rest[: len(rest) - possible_stop(rest, self.stop)]
         self._sent += len(cut)
         return cut
-
-
-def possible_stop(text: str, stop: Sequence[str]) -> int:
-    """Return the length of the longest end of `text` that a stop string begins with."""
-    lengths = (n for s in stop for n in range(min(len(s) - 1, len(text)), 0, -1) if text.endswith(s[:n]))
-    return max(lengths, default=0)

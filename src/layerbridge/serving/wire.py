@@ -193,32 +193,26 @@ class CompletionRequest(_Generation):
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
-class ClassifyRequest(_Request):
+class _TextsRequest(_Request):
+    model: str
+    texts: str | list[str]
+    layerbridge: Extension = Extension()
+
+    @property
+    def all_texts(self) -> list[str]:
+        """The texts as a list."""
+        return [self.texts] if isinstance(self.texts, str) else self.texts
+
+
+class ClassifyRequest(_TextsRequest):
     """`POST /v1/classify`."""
 
-    model: str
-    texts: str | list[str]
     labels: list[str] | None = None
     """By default the answers of the task that the bridge was trained on."""
-    layerbridge: Extension = Extension()
-
-    @property
-    def all_texts(self) -> list[str]:
-        """The texts as a list."""
-        return [self.texts] if isinstance(self.texts, str) else self.texts
 
 
-class InspectRequest(_Request):
+class InspectRequest(_TextsRequest):
     """`POST /v1/inspect`."""
-
-    model: str
-    texts: str | list[str]
-    layerbridge: Extension = Extension()
-
-    @property
-    def all_texts(self) -> list[str]:
-        """The texts as a list."""
-        return [self.texts] if isinstance(self.texts, str) else self.texts
 
 
 # -------------------------------------------------------------------------------------------------------------------
