@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import random
 import re
@@ -85,6 +86,10 @@ def test_a_study_shows_its_plan_does_every_job_and_writes_the_report(undisturbed
     assert {item["layer"] for item in set_ups.values() if item["group"] == "layer_sweep"} >= {1, 2}
     assert {name for name, item in set_ups.items() if item["group"] == "baseline"} >= {"llm_alone"}
     assert [row["code"] for row in by_method["score"]["languages"]] == sorted(LANGUAGES)
+
+
+def test_a_study_leaves_what_others_log_as_it_was(undisturbed):
+    assert logging.getLogger("layerbridge.training").isEnabledFor(logging.WARNING)
 
 
 def test_the_encoder_reads_each_text_once(undisturbed):

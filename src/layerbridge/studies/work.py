@@ -8,7 +8,8 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
@@ -209,9 +210,7 @@ class Workshop:
 
         began, began_computing = time.monotonic(), time.process_time()
         folder = self._folder(job)
-        logging.getLogger("layerbridge.training").setLevel(logging.ERROR)
-        with warnings.catch_warnings(), threadpool_limits(torch.get_num_threads()):
-            warnings.simplefilter("ignore")  # texts that are cut are counted in every result
+        with _only_errors(), threadpool_limits(torch.get_num_threads()):
             passes = {
                 "bridge": self._train_and_evaluate,
                 "linear_probe_last_layer": self._probe_last_layer,
@@ -316,6 +315,20 @@ class Workshop:
 
     def _folder(self, job: Job) -> Path:
         return self.out / job.task / job.name
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """Leave unsaid what every result counts (texts that are cut, say); whoever called hears as much as before."""
+    log = logging.getLogger("layerbridge.training")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _store_key(job: Job) -> str:
