@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from layerbridge.analysis import TokenWeights
-from layerbridge.reporting.coloured_text import clings, cut
+from layerbridge.coloured_text import clings, cut
 
 SCRIPTS = (
     "ශ්‍රී ලංකාවේ විද්‍යාඥයෝ", "க்ஷேத்திரம் தமிழ் மொழி", "กำลังทำน้ำแข็ง", "السَّلامُ عليكم", "कर्म क्षेत्र में",
