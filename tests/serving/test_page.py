@@ -390,7 +390,7 @@ def test_the_page_fits_whatever_is_typed(opened, two, width):
         page.get_by_label("Labels", exact=True).fill("long " * 30)
         ask(page, text)
         assert page.evaluate(FITS)
-        assert [found for found in page.evaluate(TOO_WIDE) if "hidden" not in found] == []
+        assert page.evaluate(TOO_WIDE) == []
 
 
 @pytest.mark.parametrize("code", ["si", "ta", "ar", "th", "hi"])

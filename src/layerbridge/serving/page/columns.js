@@ -32,7 +32,8 @@ class Column {
     const seconds = () => `${((performance.now() - start) / 1000).toFixed(1)} s`;
     if (how.kind === "labels") {
       const found = await json("v1/classify", { ...body, texts: [text], labels: how.labels }, signal);
-      this.drawProbabilities(found.data[0].probabilities);
+      const { probabilities } = found.data[0];
+      this.drawProbabilities(how.labels.map((label) => [label, probabilities[label]]));
       this.note.textContent = `Of ${how.labels.length} labels, in ${seconds()}.`;
       return;
     }
@@ -70,8 +71,8 @@ class Column {
 
   drawProbabilities(probabilities) {
     const list = make("ul", "bars");
-    const most = Math.max(...Object.values(probabilities));
-    for (const [label, probability] of Object.entries(probabilities)) {
+    const most = Math.max(...probabilities.map(([, probability]) => probability));
+    for (const [label, probability] of probabilities) {
       const item = make("li", probability === most ? "best" : "");
       const name = make("span", "label", label);
       name.dir = "auto";

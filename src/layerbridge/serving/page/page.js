@@ -251,5 +251,6 @@ at("key-form").addEventListener("submit", (event) => {
 });
 at("forget").addEventListener("click", () => { at("columns").replaceChildren(); askForKey(); });
 
+if (/Mac|iPhone|iPad/.test(navigator.platform)) form.querySelector("[type=submit] kbd").textContent = "⌘ Enter";
 drawExamples();
 if (DATA.needsKey && !key) askForKey(); else open();
