@@ -140,7 +140,7 @@ def test_sinhala_typed_gets_an_answer_and_each_token_the_colour_of_its_layers(op
     assert said == pytest.approx([wanted.probabilities[topic] for topic in TOPICS], abs=0.0051)
 
     assert words(page).inner_text() == SINHALA
-    assert page.locator("p.prompt").all_inner_texts() == ["News Sentence:", "Category:</s>"]
+    assert page.locator("p.prompt").all_inner_texts() == ["News Sentence:", "Category: </s>"]
     (found,) = bridge.layer_weights([bridge.render(SINHALA)])
     rows = tuple(map(tuple, found.weights.tolist()))
     pieces = cut(TokenWeights(language="si", text=found.text, tokens=found.tokens, weights=rows))
@@ -162,12 +162,12 @@ def test_free_text_is_shown_while_it_is_written_and_stops_by_a_key(opened, one, 
     page = opened(one)
     page.get_by_label("Text", exact=True).fill(SINHALA)
     page.get_by_role("radio", name="free text").check(force=True)
-    page.get_by_label("At most so many tokens").fill("400")
+    page.get_by_label("Tokens at most").fill("400")
     page.get_by_role("button", name="Ask").click()
-    written = "document.querySelector('.written.writing')?.textContent.length"
-    page.wait_for_function(f"{written} > 5")
+    written = "document.querySelector('.written.writing')?.textContent.length || 0"
+    wait_until(lambda: page.evaluate(written) > 5)
     length = page.evaluate(written)
-    page.wait_for_function(f"{written} > {length}")
+    wait_until(lambda: page.evaluate(written) > length)
     assert page.get_by_role("button", name="Stop").is_enabled()
     page.keyboard.press("Escape")
     page.locator("#status", has_text="Stopped.").wait_for()
@@ -196,7 +196,7 @@ def test_two_runs_stand_side_by_side_or_one_below_the_other(opened, two):
     assert page.locator(".column h2").all_inner_texts() == ["transformer_softmax", "global_softmax"]
     assert words(page, 0).inner_text() == words(page, 1).inner_text() == SINHALA
     assert "alike for all tokens" in page.locator(".explanation").nth(1).inner_text()
-    page.get_by_label("beside").select_option("")
+    page.get_by_label("Beside it").select_option("")
     ask(page, SINHALA)
     assert page.locator(".column").count() == 1
 
@@ -355,7 +355,8 @@ def test_the_key_is_asked_for_in_the_page_and_kept_in_the_tab_alone(opened, pair
 def test_each_field_of_a_runs_prompt_has_an_input_of_its_own(opened, served, bridges):
     page = opened(served)
     page.get_by_label("Model").select_option("pair")
-    page.get_by_label("beside").select_option("")
+    assert page.get_by_label("Beside it").input_value() == "topic", "two runs change places; one is not asked twice"
+    page.get_by_label("Beside it").select_option("")
     page.get_by_label("Premise").fill("the cat sat")
     page.get_by_label("Hypothesis").fill("on the mat")
     page.get_by_role("radio", name="free text").check(force=True)
@@ -367,7 +368,7 @@ def test_each_field_of_a_runs_prompt_has_an_input_of_its_own(opened, served, bri
     assert page.locator(".answer").inner_text().strip() == (wanted.strip() or "The answer is empty.")
     assert words(page).all_inner_texts() == ["the cat sat", "on the mat"]
     assert [text.strip() for text in page.locator("p.prompt").all_inner_texts()][:2] == ["Premise:", "Hypothesis:"]
-    page.get_by_label("beside").select_option("plain")
+    page.get_by_label("Beside it").select_option("plain")
     assert page.locator("#fields label").all_inner_texts() == ["Premise", "Hypothesis", "Text"]
 
 

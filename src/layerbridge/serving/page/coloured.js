@@ -103,20 +103,23 @@ function drawPieces(place, pieces, span, { direction, lang }, onToken) {
   return tokens;
 }
 
-/** Draws the weights of a token as columns, with the text's own mean as a line across each. */
+/** Draws the weights of a token as columns, with the text's own mean, if given, as a line across each. */
 function drawWeights(place, weights, ofText, layers) {
-  const most = Math.max(...weights, ...ofText, 0.2);
+  const most = Math.max(...weights, ...(ofText || []), 0.2);
   const every = Math.ceil(layers.length / 12);
   place.replaceChildren();
   layers.forEach((layer, k) => {
     const column = make("div", "layer");
     const track = make("div", "track");
     const fill = make("div", "fill");
-    const line = make("div", "line");
     fill.style.height = `${(100 * weights[k]) / most}%`;
-    line.style.bottom = `${(100 * ofText[k]) / most}%`;
     const says = every === 1 || weights[k] === Math.max(...weights) ? Math.round(100 * weights[k]) : "";
-    track.append(fill, line);
+    track.append(fill);
+    if (ofText) {
+      const line = make("div", "line");
+      line.style.bottom = `${(100 * ofText[k]) / most}%`;
+      track.append(line);
+    }
     column.append(make("span", "value", says), track, make("span", "number", k % every ? "" : layer));
     place.append(column);
   });

@@ -45,7 +45,7 @@ class Column {
       const wanted = { ...body, prompt: text, max_tokens: how.maxTokens, stream: true, stream_options: { include_usage: true } };
       for await (const chunk of events("v1/completions", wanted, signal)) {
         const [choice] = chunk.choices;
-        if (choice && choice.text) written.append(choice.text);
+        if (choice && choice.text) written.append(written.textContent ? choice.text : choice.text.trimStart());
         if (choice && choice.finish_reason) finish = choice.finish_reason;
         if (chunk.usage) {
           const number = chunk.usage.completion_tokens;
@@ -106,7 +106,7 @@ class Column {
       drawWeights(weights, piece.weights, ofText, numbers);
     });
     says.textContent = "The whole text on average. Point at a token, or reach it with the arrow keys.";
-    drawWeights(weights, ofText, ofText, numbers);
+    drawWeights(weights, ofText, null, numbers);
     const used = pieces.filter((piece) => piece.weights && piece.field !== null).map((piece) => piece.layer);
     const isOneMix = Math.max(...used) - Math.min(...used) < 0.005;
     part(".explanation").textContent = (isOneMix

@@ -105,11 +105,11 @@ function showKind() {
   at("text-part").hidden = chosen("kind") !== "text";
 }
 
-/** Follows a change of runs. */
-function follow() {
-  for (const [select, other] of [[at("first"), at("second")], [at("second"), at("first")]]) {
-    for (const option of select.options) option.disabled = Boolean(option.value) && option.value === other.value;
-  }
+/** Follows a change of runs; where one is chosen that the other select has, they change places. */
+function follow(select, other) {
+  if (select && select.value === other.value) other.value = select.dataset.before;
+  if (!at("first").value) at("first").value = state.models.find(({ id }) => id !== at("second").value).id;
+  for (const one of [at("first"), at("second")]) one.dataset.before = one.value;
   drawFields();
   if (state.ownLabels) setLabels(ownLabels(), true); else drawLabels();
 }
@@ -218,8 +218,8 @@ async function open() {
 
 form.addEventListener("submit", (event) => { event.preventDefault(); ask(); });
 at("stop").addEventListener("click", stop);
-at("first").addEventListener("change", follow);
-at("second").addEventListener("change", follow);
+at("first").addEventListener("change", () => follow(at("first"), at("second")));
+at("second").addEventListener("change", () => follow(at("second"), at("first")));
 for (const radio of form.elements.kind) radio.addEventListener("change", showKind);
 for (const radio of form.elements.direction) radio.addEventListener("change", turn);
 at("reset-labels").addEventListener("click", () => { setLabels(ownLabels(), true); at("new-label").focus(); });
