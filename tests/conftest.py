@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.browser import chromium
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,6 +21,13 @@ def tiny_models(tmp_path_factory) -> dict[str, str]:
     folders |= {kind: tiny.save_llm(kind, root / kind) for kind in tiny.LLMS}
     folders["llama-chat"] = tiny.save_llm("llama", root / "llama-chat", chat=True)
     return folders
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; of a module, as its event loop is in the way of tests that run their own."""
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import string
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from layerbridge.errors import ConfigError, DataError, nearest
 
@@ -39,12 +39,30 @@ def render_prompt(template: str, fields: Mapping[str, Any] | str) -> str:
                 f"Found one text, but the prompt has {len(wanted)} fields ({', '.join(wanted)}). Give each by name."
             )
         fields = {wanted[0]: fields}
+    return "".join(part.text for part in prompt_parts(template, fields))
+
+
+class Part(NamedTuple):
+    """A stretch of a filled prompt."""
+
+    text: str
+    field: str | None
+    """Whose text it is; None: the template's own words."""
+
+
+def prompt_parts(template: str, fields: Mapping[str, Any]) -> tuple[Part, ...]:
+    """Return a filled template part by part; their texts joined are what `render_prompt` returns.
+
+    Raises:
+        DataError: a field is missing, empty, or no text.
+    """
     parts = []
     for literal, name in _pieces(template):
-        parts.append(literal)
+        if literal:
+            parts.append(Part(literal, None))
         if name is not None:
-            parts.append(_field_text(fields, name))
-    return "".join(parts)
+            parts.append(Part(_field_text(fields, name), name))
+    return tuple(parts)
 
 
 @cache

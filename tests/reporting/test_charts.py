@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from layerbridge.colour import shade
 from layerbridge.reporting.charts import (
     colour_in,
     curves,
@@ -15,7 +16,6 @@ from layerbridge.reporting.charts import (
     set_up_colour,
     weight_bars,
 )
-from layerbridge.reporting.colour import shade
 from layerbridge.reporting.figures import INK, SOFT, clean
 from layerbridge.reporting.views import short_name
 from layerbridge.reporting.weights import mixtures

@@ -1,80 +1,11 @@
 """The page in a real Chromium: it renders, fetches nothing, fits a phone, and its scripts are legible."""
 
-import shutil
-
 import pytest
 
 from layerbridge.analysis import TokenWeights
 from layerbridge.reporting.page import render_text
+from tests.browser import CONTRAST, FITS, TOO_WIDE, WIDTH_PLAIN_AND_COLOURED, WIDTHS, empty_boxes
 from tests.reporting.sample import TEXTS
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-WIDTHS = (360, 768, 1440)
-
-INK = """
-([text, language, font]) => {
-  // Draw a text with the page's own fonts and return its pixels' ink and its width.
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [160, 90];
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  canvas.lang = language;
-  context.font = font;
-  context.textBaseline = "middle";
-  context.fillText(text, 30, 45);
-  const data = context.getImageData(0, 0, 160, 90).data;
-  let ink = "";
-  for (let i = 3; i < data.length; i += 4) ink += data[i] > 100 ? "1" : "0";
-  return [ink, context.measureText(text).width];
-}
-"""
-
-TOO_WIDE = """
-() => [...document.querySelectorAll("body *")].filter((element) => {
-  const box = element.getBoundingClientRect();
-  return box.width && box.right > innerWidth + 1 && !element.closest(".scroll, svg");
-}).map((element) => element.tagName + "#" + element.id)
-"""
-
-CONTRAST = """
-() => {
-  const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const light = (rgb) => {
-    const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-    const [r, g, b] = rgb.slice(0, 3).map((v) => linear(v / 255));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = (element) => {
-    for (let at = element; at; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor);
-      if (colour.length < 4 || colour[3] > 0) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const low = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || !element.checkVisibility()) continue;
-    if (element.closest("svg, script, style")) continue;
-    const [a, b] = [light(parse(getComputedStyle(element).color)), light(behind(element))];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) low.push([walker.currentNode.data.trim().slice(0, 40), ratio]);
-  }
-  return low;
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    place = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if place is None:
-        pytest.skip("no Chromium on the PATH (chromium, chromium-browser, google-chrome)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=place, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -103,7 +34,7 @@ def test_the_page_renders_fetches_nothing_and_fits(opened, report, width):
     page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
     assert page.title() == "Topics in 26 languages never trained on"
     assert page.locator(".claim .finding").bounding_box()["y"] < 900
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert page.evaluate(FITS)
     assert page.evaluate(TOO_WIDE) == []
     assert [drawing for drawing in page.locator("svg:visible").all() if drawing.bounding_box()["height"] < 100] == []
     page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
@@ -124,32 +55,14 @@ def test_every_letter_is_drawn_and_is_no_empty_box(opened, code):
     words = page.locator(f"p.coloured[lang={code}]").first
     style = words.evaluate("(element) => getComputedStyle(element).fontFamily")
     font = f"24px {style}"
-    # Unassigned code points and a private one: whatever this machine draws for a letter that no font has.
-    boxes = [page.evaluate(INK, [text, code, font])[0] for text in ("\u0378", "\U0010fffd", "\ufdd0", "\U000e1234")]
-    assert all("1" in box for box in boxes), "a missing letter leaves no ink here, so this test could not see one"
-    for letter in sorted(set(TEXTS[code][0]) - set(" \u200d")):
-        ink, width = page.evaluate(INK, [letter, code, font])
-        assert "1" in ink, f"{letter!r} leaves no ink"
-        assert ink not in boxes, f"{letter!r} is drawn as a missing letter"
-        if letter.isalpha():
-            assert width > 0, f"{letter!r} has no width"
+    assert empty_boxes(page, "".join(sorted(set(TEXTS[code][0]) - set(" \u200d"))), code, font) == []
 
 
 @pytest.mark.parametrize("code", ["si", "ta", "ar", "th", "hi"])
 def test_colouring_does_not_change_how_a_text_is_shaped(opened, code):
     page, _, _ = opened(1440)
     words = page.locator(f"p.coloured[lang={code}]").first
-    plain, coloured = words.evaluate(
-        """(element) => {
-          const width = (node) => { const r = document.createRange(); r.selectNodeContents(node);
-            return r.getBoundingClientRect().width; };
-          element.querySelectorAll(".special").forEach((special) => special.remove());
-          element.style.whiteSpace = "nowrap";
-          const coloured = width(element);
-          element.textContent = element.textContent;
-          return [width(element), coloured];
-        }"""
-    )
+    plain, coloured = words.evaluate(WIDTH_PLAIN_AND_COLOURED)
     assert coloured == pytest.approx(plain, abs=1.0)
 
 
@@ -225,7 +138,7 @@ def test_the_page_of_one_text_renders_and_fits(opened, tmp_path, width):
     path.write_text(render_text(sentence, range(1, 25), run="runs/x", about="transformer_softmax"), encoding="utf-8")
     page, requests, complaints = opened(width, path)
     assert page.locator("p.coloured").inner_text() == text
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert page.evaluate(FITS)
     assert page.evaluate(CONTRAST) == []
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
     assert complaints == []

@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 
 from layerbridge.analysis import read_analysis
+from layerbridge.coloured_text import cut
 from layerbridge.errors import ConfigError
-from layerbridge.reporting.coloured_text import cut
 from layerbridge.reporting.figures import FONTS
 from layerbridge.reporting.page import render_report, view_report
 from layerbridge.reporting.report import write_report

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerbridge.analysis import LanguageWeights, LayerWeights, SetUpWeights, TokenWeights
+from layerbridge.colour import shade
 from layerbridge.evaluation.weights import MAX_TEXTS
 from layerbridge.model.fusion import FUSIONS
-from layerbridge.reporting.colour import shade
 from layerbridge.reporting.page import render_report, view_report
 from layerbridge.reporting.weights import GLOBAL, MIN_SPAN, NUM_TEXTS, colour_texts, mixtures, scale, weights_table
 from tests.reporting.sample import make_analysis

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from layerbridge.analysis import Analysis, AverageRow, LanguageRow, LearningCurve, TaskAnalysis
-from layerbridge.reporting.colour import INK as SCALE_INK
-from layerbridge.reporting.colour import SET_UP_COLOURS, shade
+from layerbridge.colour import INK as SCALE_INK
+from layerbridge.colour import SET_UP_COLOURS, shade
 from layerbridge.reporting.figures import GRID, INK, PAPER, SOFT, Figure, canvas, clean, finish
 from layerbridge.reporting.views import compared, lines_of, short_name, slug, sweep
 from layerbridge.reporting.weights import NUM_TEXTS, Mixture, language_name

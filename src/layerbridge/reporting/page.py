@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from layerbridge.analysis import Analysis, TaskAnalysis, TokenWeights
+from layerbridge.colour import shade
 from layerbridge.errors import ConfigError
 from layerbridge.reporting.charts import colour_in, curves, forests, layer_lines, layer_map, weight_bars, weight_maps
-from layerbridge.reporting.colour import shade
 from layerbridge.reporting.figures import Figure
 from layerbridge.reporting.tables import Table
 from layerbridge.reporting.views import (
@@ -207,4 +208,7 @@ def _render(name: str, values: Mapping[str, Any]) -> str:
     environment.filters["drawing"] = lambda figure: Markup(figure.inline)
     environment.globals["scale"] = ", ".join(shade(i / (SCALE_STOPS - 1)) for i in range(SCALE_STOPS))
     environment.globals["shade"] = shade
+    environment.globals["look"] = Markup(
+        resources.files("layerbridge").joinpath("look.css").read_text(encoding="utf-8")
+    )
     return environment.get_template(name).render(values)

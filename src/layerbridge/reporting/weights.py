@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import fsum
 
 from layerbridge.analysis import Analysis, LayerWeights, TokenWeights
+from layerbridge.colour import shade
+from layerbridge.coloured_text import Piece, cut
 from layerbridge.languages import all_languages
-from layerbridge.reporting.colour import shade
-from layerbridge.reporting.coloured_text import Piece, cut
 from layerbridge.reporting.tables import Cell, Column, Row, Table
 from layerbridge.reporting.views import slug
 from layerbridge.reporting.wording import percent, script_name, set_up_name, task_name

@@ -1,5 +1,6 @@
 """The routes, and every failure as an OpenAI-shaped error. `layerbridge.serving.server` runs them."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -12,12 +13,14 @@ from starlette.exceptions import HTTPException
 
 from layerbridge import __version__
 from layerbridge.serving.answers import Answers, usage
-from layerbridge.serving.conversation import read_chat, read_texts
+from layerbridge.serving.conversation import fields_of, read_chat, read_texts
 from layerbridge.serving.engine import Engine, Reading, ServedModel, Writing
 from layerbridge.serving.errors import ApiError, bad_request, internal, unknown_model
 from layerbridge.serving.gate import Gate
 from layerbridge.serving.limits import Limits, ServerConfig
 from layerbridge.serving.metrics import Metrics
+from layerbridge.serving.page import build_page
+from layerbridge.serving.pieces import cut_readings
 from layerbridge.serving.streams import ClientLeft, Deadline, EventStream, unless_client_leaves
 from layerbridge.serving.wire import (
     ChatCompletion,
@@ -33,6 +36,7 @@ from layerbridge.serving.wire import (
     InspectRequest,
     InspectResponse,
     ModelCard,
+    ModelDetails,
     ModelList,
 )
 
@@ -70,6 +74,12 @@ def build_app(engine: Engine, config: ServerConfig, metrics: Metrics) -> Gate:
     gate = Gate(app, config, metrics)
     _add_answers(app, engine, config.limits)
     _add_models(app, engine)
+    page = build_page(needs_key=config.api_key is not None)
+
+    @app.get("/", include_in_schema=False)
+    async def show_page() -> Response:
+        """A page for people (docs/serving.md)."""
+        return Response(page.body, media_type="text/html; charset=utf-8", headers=page.headers)
 
     @app.get("/healthz", tags=["state"])
     async def health() -> Health:
@@ -96,7 +106,15 @@ def build_app(engine: Engine, config: ServerConfig, metrics: Metrics) -> Gate:
 
 def _add_models(app: FastAPI, engine: Engine) -> None:
     def card(model: ServedModel) -> ModelCard:
-        return ModelCard(id=model.id, created=model.created)
+        details = ModelDetails(
+            fusion=model.fusion,
+            layers=list(model.layers),
+            encoder_prompt=model.encoder_prompt,
+            fields=list(fields_of(model)),
+            answers=list(model.answers),
+            prompt=model.prompt,
+        )
+        return ModelCard(id=model.id, created=model.created, layerbridge=details)
 
     @app.get("/v1/models", tags=["OpenAI"])
     async def list_models() -> ModelList:
@@ -149,9 +167,11 @@ def _add_answers(app: FastAPI, engine: Engine, limits: Limits) -> None:
         readings = read_texts(body.all_texts, model, body.layerbridge, limits, param="texts")
         work = Deadline(limits.request_seconds).wait_for(engine.inspect(model.id, readings))
         weighed, num_tokens = await unless_client_leaves(request, work)
+        # Of long texts it takes a while, during which streams go on.
+        cuts = await asyncio.to_thread(cut_readings, readings, weighed) if body.pieces else [None] * len(readings)
         data = [
-            Inspected(index=index, text=reading.source, tokens=one.tokens, weights=one.weights)
-            for index, (reading, one) in enumerate(zip(readings, weighed, strict=True))
+            Inspected(index=index, text=reading.source, tokens=one.tokens, weights=one.weights, pieces=pieces)
+            for index, (reading, one, pieces) in enumerate(zip(readings, weighed, cuts, strict=True))
         ]
         return InspectResponse(model=model.id, layers=list(model.layers), data=data, usage=usage(num_tokens))
 

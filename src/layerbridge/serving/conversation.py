@@ -11,11 +11,14 @@
 from collections.abc import Mapping, Sequence
 
 from layerbridge.errors import DataError
-from layerbridge.prompt import prompt_fields, render_prompt
+from layerbridge.prompt import Part, prompt_fields, prompt_parts
 from layerbridge.serving.engine import Reading, ServedModel
 from layerbridge.serving.errors import bad_request
 from layerbridge.serving.limits import Limits
 from layerbridge.serving.wire import Extension, Message
+
+TEXT = "text"
+"""The name of what a user says where no prompt has a name for it."""
 
 
 def read_chat(messages: Sequence[Message], model: ServedModel, extension: Extension, limits: Limits) -> Reading:
@@ -29,10 +32,10 @@ def read_chat(messages: Sequence[Message], model: ServedModel, extension: Extens
     said = "\n".join(message.text for message in messages if message.role == "user")
     others = [message.text for message in messages if message.role != "user" and message.text.strip()]
     check_text("\n".join([said, *others]), limits, param="messages")
-    source = to_source(said, model, extension, limits, param="messages")
+    parts = to_parts(said, model, extension, limits, param="messages")
     if not others:
-        return Reading(source=source)
-    return Reading(source=source, prompt="\n".join([*others, *([model.prompt] if model.prompt else [])]))
+        return _reading(parts)
+    return _reading(parts, prompt="\n".join([*others, *([model.prompt] if model.prompt else [])]))
 
 
 def read_texts(
@@ -49,26 +52,31 @@ def read_texts(
     for index, text in enumerate(texts):
         place = param if len(texts) == 1 else f"{param}[{index}]"
         check_text(text, limits, param=place)
-        readings.append(Reading(source=to_source(text, model, extension, limits, param=place)))
+        readings.append(_reading(to_parts(text, model, extension, limits, param=place)))
     return readings
 
 
-def to_source(said: str, model: ServedModel, extension: Extension, limits: Limits, *, param: str) -> str:
-    """Return what the encoder reads of what a user says."""
+def to_parts(said: str, model: ServedModel, extension: Extension, limits: Limits, *, param: str) -> tuple[Part, ...]:
+    """Return what the encoder reads of what a user says, part by part."""
     if extension.raw:
         if extension.fields is not None:
             raise bad_request("Got both raw and fields; raw text has no fields. Give one.", param="layerbridge")
-        return _filled(said, param)
+        return (Part(_filled(said, param), TEXT),)
     template = model.encoder_prompt
     if template is None:
         if extension.fields is not None:
             raise bad_request(f"{model.id!r} was trained on no task, so it has no fields.", param="layerbridge.fields")
-        return _filled(said, param)
+        return (Part(_filled(said, param), TEXT),)
     fields = _fields(said, template, extension.fields or {}, limits, param)
     try:
-        return render_prompt(template, fields)
+        return prompt_parts(template, fields)
     except DataError as error:
         raise bad_request(f"{_sentence(error)}", param=param) from None
+
+
+def fields_of(model: ServedModel) -> tuple[str, ...]:
+    """Return what a user can say, by name: the fields of the task's prompt."""
+    return (TEXT,) if model.encoder_prompt is None else prompt_fields(model.encoder_prompt)
 
 
 def check_text(text: str, limits: Limits, *, param: str) -> None:
@@ -105,6 +113,10 @@ def _fields(said: str, template: str, given: Mapping[str, str], limits: Limits, 
             param="layerbridge.fields",
         )
     return dict(given) | ({open_ones[0]: _filled(said, param)} if open_ones else {})
+
+
+def _reading(parts: tuple[Part, ...], prompt: str | None = None) -> Reading:
+    return Reading(source="".join(part.text for part in parts), prompt=prompt, parts=parts)
 
 
 def _filled(said: str, param: str) -> str:

@@ -5,8 +5,10 @@ may encode here and let the LLM run elsewhere.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
+
+from layerbridge.prompt import Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,8 @@ class ServedModel:
     """Of that task; none for free text."""
     layers: tuple[int, ...]
     """The encoder's numbers of the layers that are mixed."""
+    fusion: str = ""
+    """By which they are mixed; empty where an engine does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,8 @@ class Reading:
     """By the encoder."""
     prompt: str | None = None
     """By the LLM, as text after the soft tokens; by default what the run configured."""
+    parts: tuple[Part, ...] = field(default=(), compare=False)
+    """The source, part by part; none: it has no prompt around it. For people to look at, nothing depends on it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = frozenset({"/healthz", "/readyz"})
-"""Paths that ask for no key."""
+OPEN = frozenset({"/", "/healthz", "/readyz"})
+"""Paths that ask for no key; the page at `/` holds nothing of the server's and asks for the key itself."""
 ALWAYS = frozenset({"/healthz", "/readyz", "/metrics"})
 """Paths that are answered while the server ends, and when it is full."""
 DRAINED_BYTES = 64 * 2**20

@@ -263,6 +263,7 @@ def _served(name: str, bridge: Bridge) -> ServedModel:
         prompt=bridge.config.prompt.text,
         answers=tuple(about.get("answers") or ()),
         layers=tuple(bridge.encoder.layer_numbers),
+        fusion=bridge.config.fusion.name,
     )
 
 

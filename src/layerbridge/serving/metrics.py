@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from layerbridge.serving.engine import Engine
 
 ROUTES = (
+    "/",
     "/v1/models",
     "/v1/chat/completions",
     "/v1/completions",

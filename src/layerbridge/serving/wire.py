@@ -214,6 +214,9 @@ class ClassifyRequest(_TextsRequest):
 class InspectRequest(_TextsRequest):
     """`POST /v1/inspect`."""
 
+    pieces: bool = False
+    """Say also which characters each token stands for."""
+
 
 # -------------------------------------------------------------------------------------------------------------------
 # Responses
@@ -242,6 +245,23 @@ class Usage(_Wire):
     total_tokens: int
 
 
+class ModelDetails(_Wire):
+    """What OpenAI's card has no place for."""
+
+    fusion: str
+    """By which the layers are mixed; empty: not known."""
+    layers: list[int]
+    """The encoder's numbers of the layers that are mixed, 0 its embeddings."""
+    encoder_prompt: str | None
+    """Of the task that the bridge was trained on, if it was trained on one."""
+    fields: list[str]
+    """Of that prompt; `text` alone without one."""
+    answers: list[str]
+    """Of that task; none for free text."""
+    prompt: str
+    """What the LLM reads after the soft tokens; may be empty."""
+
+
 class ModelCard(_Wire):
     """A model, as OpenAI lists it."""
 
@@ -249,6 +269,8 @@ class ModelCard(_Wire):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "layerbridge"
+    layerbridge: ModelDetails
+    """Not OpenAI's own."""
 
 
 class ModelList(_Wire):
@@ -327,6 +349,19 @@ class ClassifyResponse(_Wire):
     usage: Usage
 
 
+class InspectedPiece(_Wire):
+    """A stretch of the text that its tokens do not divide further without dividing a letter."""
+
+    text: str
+    """All pieces' texts joined are the text; empty: tokens that stand for no text, such as an end token."""
+    lead: int
+    """How many of its characters are white space before the letters."""
+    tokens: int
+    """How many of the tokens, which are in order, it stands for; 0: text that the encoder did not read."""
+    field: str | None
+    """Of the prompt, whose text it is, at least in part; `text` where there is no prompt; null: the prompt's words."""
+
+
 class Inspected(_Wire):
     """Which encoder layers each token of a text draws on."""
 
@@ -337,6 +372,8 @@ class Inspected(_Wire):
     """As the encoder's tokenizer spells them."""
     weights: list[list[float]]
     """A row a token, a column a layer."""
+    pieces: list[InspectedPiece] | None = None
+    """Where asked for."""
 
 
 class InspectResponse(_Wire):

@@ -8,6 +8,7 @@ weights their mean. Whatever the tokens, the pieces' texts joined are the text.
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -17,6 +18,10 @@ from typing import NamedTuple
 from layerbridge.analysis import TokenWeights
 
 SPACE = "▁"
+MAX_EFFORT = 2_000_000
+"""Steps of the exact alignment; what would take more is aligned in one walk, which is less exact."""
+_ALIKE, _SKIPPED, _LOOK_AHEAD = 3, 16, 400
+"""Of that walk: characters that are looked for, from how many places of the tokens, how far ahead in the text."""
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPECIAL = re.compile(r"<[^<>\s]{1,40}>|\[[A-Z]+\d*\]|__\w+__|[a-z]{3}_[A-Z][a-z]{3}")
 _UNKNOWN = ("<unk>", "[UNK]", "<|unk|>")
@@ -191,8 +196,45 @@ def _fill(text: str, owners: list[_Owner], lone: set[int]) -> None:
 def _blocks(ours: list[str], theirs: list[str]) -> list[tuple[int, int, int]]:
     if ours == theirs:
         return [(0, 0, len(ours))]
+    if _effort(ours, theirs) > MAX_EFFORT:
+        return _blocks_in_order("".join(ours), "".join(theirs))
     blocks = SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks()
     return [(block.a, block.b, block.size) for block in blocks]
+
+
+def _effort(ours: list[str], theirs: list[str]) -> int:
+    """Return about how many steps `SequenceMatcher` takes: pairs of equal characters, once for each that differs.
+
+    A text of a few letters over and over, with unknown ones between, would otherwise keep a server busy for minutes.
+    """
+    here, there = Counter(ours), Counter(theirs)
+    pairs = sum(count * there[character] for character, count in here.items())
+    return pairs * (1 + sum(((here - there) + (there - here)).values()))
+
+
+def _blocks_in_order(ours: str, theirs: str) -> list[tuple[int, int, int]]:
+    """Return blocks by walking both once: after a difference, the next few characters are looked for further on."""
+    blocks = []
+    at = there = 0
+    while at < len(ours) and there < len(theirs):
+        length = 0
+        while at + length < len(ours) and there + length < len(theirs) and ours[at + length] == theirs[there + length]:
+            length += 1
+        if length:
+            blocks.append((at, there, length))
+        at, there = _meet(ours, theirs, at + length, there + length)
+    return [*blocks, (len(ours), len(theirs), 0)]
+
+
+def _meet(ours: str, theirs: str, at: int, there: int) -> tuple[int, int]:
+    """Return the nearest places from these on at which both go on alike; both ends where there are none."""
+    best = len(ours), len(theirs)
+    nearest = len(ours) + len(theirs)
+    for other in range(there, min(there + _SKIPPED, len(theirs))):
+        here = ours.find(theirs[other : other + _ALIKE], at, at + _LOOK_AHEAD)
+        if here >= 0 and here + other < nearest:
+            best, nearest = (here, other), here + other
+    return best
 
 
 def _fold(character: str) -> str:

@@ -3,7 +3,7 @@
 import math
 from itertools import pairwise
 
-from layerbridge.reporting.colour import INK, SET_UP_COLOURS, contrast, oklab, shade
+from layerbridge.colour import INK, SET_UP_COLOURS, contrast, oklab, shade
 
 FRACTIONS = [i / 64 for i in range(65)]
 

@@ -4,11 +4,12 @@ import unicodedata
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from layerbridge import coloured_text
 from layerbridge.analysis import TokenWeights
-from layerbridge.reporting.coloured_text import clings, cut
+from layerbridge.coloured_text import clings, cut
 
 SCRIPTS = (
     "ශ්‍රී ලංකාවේ විද්‍යාඥයෝ", "க்ஷேத்திரம் தமிழ் மொழி", "กำลังทำน้ำแข็ง", "السَّلامُ عليكم", "कर्म क्षेत्र में",
@@ -130,3 +131,36 @@ def test_text_that_was_cut_off_is_shown_without_weights():
     assert [(piece.text, bool(piece.weights)) for piece in pieces] == [
         ("one", True), (" two", True), (" three", False), ("", True),
     ]  # fmt: skip
+
+
+@pytest.fixture
+def in_one_walk(monkeypatch):
+    """Texts are aligned in the way that is kept for those that would take long."""
+    monkeypatch.setattr(coloured_text, "MAX_EFFORT", -1)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tokenised())
+def test_an_alignment_in_one_walk_loses_no_text_and_no_token(in_one_walk, found):
+    pieces = cut(found)
+    assert "".join(piece.text for piece in pieces) == found.text
+    assert tuple(token for piece in pieces for token in piece.tokens) == found.tokens
+
+
+def test_an_alignment_in_one_walk_goes_on_after_what_it_does_not_know(in_one_walk):
+    pieces = cut(
+        sentence("one ☃☃ two 天气 three four", ["▁one", "▁", "<unk>", "▁two", "▁", "<unk>", "▁three", "▁four"])
+    )
+    assert [piece.body for piece in pieces if piece.body] == ["one", "☃☃", "two", "天气", "three", "four"]
+
+
+@pytest.mark.parametrize("length", [1, 4, 16])
+def test_a_text_made_to_take_long_is_cut_in_one_walk(length, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("the exact alignment of this text takes minutes")
+
+    monkeypatch.setattr(coloured_text, "SequenceMatcher", never)
+    found = sentence(("a" * length + "☃") * 256, ["a" * length, "<unk>"] * 256)
+    pieces = cut(found)
+    assert "".join(piece.text for piece in pieces) == found.text
+    assert tuple(token for piece in pieces for token in piece.tokens) == found.tokens
