@@ -1,8 +1,8 @@
 """What engines that hold bridges have in common: requests become rows that wait, and one thread owns the bridges.
 
-The thread takes turns: it lets in what waits, within the batch's rows and tokens, and has it answered. Inspecting is one
-pass and is done at once. A batch that cannot be begun is begun again in halves, so that only the text that it fails for
-gets the error.
+The thread takes turns: it lets in what waits, within the batch's rows and tokens, and has it answered. Inspecting is
+one pass and is done at once. A batch that cannot be begun is begun again in halves, so that only the text that it fails
+for gets the error.
 """
 
 import asyncio
@@ -75,12 +75,12 @@ class BridgeEngine(ABC):
 
     @abstractmethod
     def _answer(self, rows: list[Row]) -> None:
-        """Begin a batch of rows of one kind, `generate` or `classify`; `_began` is told of each row."""
+        """Begin a batch of rows of one kind, `generate` or `classify`."""
 
-    def _advance(self) -> None:
+    def _advance(self) -> None:  # noqa: B027 - nothing is the right default
         """Go on with what was begun."""
 
-    def _give_up(self, error: ApiError) -> None:
+    def _give_up(self, error: ApiError) -> None:  # noqa: B027
         """Tell everybody whose answer is being written that there is none."""
 
     # ---------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,9 @@ logger = logging.getLogger("layerbridge.serving")
 ENGINE_API_KEY = "LAYERBRIDGE_ENGINE_API_KEY"
 """Environment variable with the key that the other server asks for."""
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 10.0
+KEPT_SECONDS = 2.0
+"""That an idle connection is used again; less than the 5 after which vLLM closes it."""
 HEALTH_SECONDS = 5.0
 """Between looks at whether the other server is well."""
 MAX_ERROR_BYTES = 64 * 1024
@@ -77,7 +79,11 @@ class Upstream:
             "trust_env": False,  # neither a proxy nor a .netrc gets the key
         }
         timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS, pool=None)
-        limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
+        limits = httpx.Limits(
+            max_connections=max_connections,
+            max_keepalive_connections=max_connections,
+            keepalive_expiry=KEPT_SECONDS,
+        )
         self._client = httpx.AsyncClient(timeout=timeout, limits=limits, **self._options)
         self.config = config
         self.healthy = True
@@ -96,16 +102,15 @@ class Upstream:
             ApiError: whatever goes wrong.
         """
         with self._failures():
-            async with self._client.stream("POST", path, content=body, headers=_JSON) as response:
+            response = await self._send(path, body)
+            try:
                 if response.status_code != 200:
                     raise refused(response.status_code, await _beginning(response))
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     raise broken("it did not stream")
-                choices = _choices(response)
-                try:
-                    yield choices
-                finally:
-                    await choices.aclose()
+                yield _choices(response)
+            finally:
+                await response.aclose()
 
     async def ask(self, path: str, body: bytes) -> Json:
         """Send a request and return its answer.
@@ -114,8 +119,20 @@ class Upstream:
             ApiError: whatever goes wrong.
         """
         with self._failures():
-            response = await self._client.post(path, content=body, headers=_JSON)
-            return _read(response.status_code, response.content)
+            response = await self._send(path, body)
+            try:
+                return _read(response.status_code, await response.aread())
+            finally:
+                await response.aclose()
+
+    async def _send(self, path: str, body: bytes) -> httpx.Response:
+        """Send a request and return the answer's beginning."""
+        request = self._client.build_request("POST", path, content=body, headers=_JSON)
+        try:
+            return await self._client.send(request, stream=True)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            # A kept connection may have been closed over there just now. Once more: writing an answer changes nothing.
+            return await self._client.send(request, stream=True)
 
     def ask_now(self, method: str, path: str, body: Json | None = None) -> Json:
         """Do the same before there is an event loop."""

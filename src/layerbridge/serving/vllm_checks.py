@@ -7,6 +7,7 @@ more (Gemma 1 and 2 before March 2026) all show there.
 """
 
 from collections.abc import Mapping
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -98,20 +99,17 @@ def _probe(upstream: Upstream, name: str, run: str, bridge: Bridge) -> bool:
     if tokenizer.bos_token_id is not None:
         ids.insert(0, tokenizer.bos_token_id)
     embeds_TD = bridge.embed(torch.tensor(ids, device=bridge.device))
-    ask = next_token(name, {"prompt": ids}, ids[:PROBED_TOKENS], given=False)
-    by_ids = read_log_probabilities(_ask(upstream, "POST", COMPLETIONS, ask))
-    others = [token for token in range(bridge.llm.get_input_embeddings().num_embeddings) if token not in by_ids]
-    tokens = [*by_ids, *others[:OTHER_TOKENS]]
-    asked = next_token(name, {"prompt_embeds": payload(embeds_TD)}, tokens)
-    by_embeds = read_log_probabilities(_ask(upstream, "POST", COMPLETIONS, asked))
+    by_ids = _log_probabilities(upstream, next_token(name, {"prompt": ids}, most_probable=PROBED_TOKENS))
+    tokens = [*by_ids, *islice((token for token in count() if token not in by_ids), OTHER_TOKENS)]
+    by_embeds = _log_probabilities(upstream, next_token(name, {"prompt_embeds": payload(embeds_TD)}, tokens=tokens))
     common = by_ids.keys() & by_embeds.keys()
     apart = max((abs(by_ids[token] - by_embeds[token]) for token in common), default=float("inf"))
     if apart > TOLERANCE:
         raise ConfigError(
             f"vLLM's {name!r} reads the embeddings of run {run!r}'s LLM ({bridge.bases['llm']['name']}) otherwise than "
-            f"the tokens that they stand for: log-probabilities of the next token are {apart:.2f} apart, wanted at most "
-            f"{TOLERANCE}. It is another LLM, or a vLLM that scales given embeddings once more. Serve that LLM, with a "
-            "newer vLLM."
+            f"the tokens that they stand for: log-probabilities of the next token are {apart:.2f} apart, wanted at "
+            f"most {TOLERANCE}. It is another LLM, or a vLLM that scales given embeddings once more. Serve that LLM, "
+            "with a newer vLLM."
         )
     return set(tokens) <= by_embeds.keys()
 
@@ -122,6 +120,13 @@ def _probe_chat(upstream: Upstream, name: str, bridge: Bridge) -> None:
     embeds_TD = bridge.embed(torch.tensor(ids, device=bridge.device))
     body = chat_body(name, embeds_TD, "", Writing(max_new_tokens=1), ()) | {"stream": False}
     _ask(upstream, "POST", CHAT, body)
+
+
+def _log_probabilities(upstream: Upstream, body: dict[str, Any]) -> dict[int, float]:
+    try:
+        return read_log_probabilities(_ask(upstream, "POST", COMPLETIONS, body))
+    except ApiError as error:
+        raise ConfigError(f"vLLM at {upstream.config.url} cannot be used. {error.message}") from None
 
 
 def _ask(upstream: Upstream, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The engine whose LLM runs, unmodified, in a vLLM of its own: texts are encoded and fused here, and written there.
 
-Shapes: B batch, T LLM positions, D LLM width, M nodes of the labels' tree.
+Shapes: B batch, T LLM positions, D LLM width.
 
 The thread of `BridgeEngine` makes what the LLM reads (bos, soft tokens, boundary and the embeddings of the text) for a
 batch at a time. From there each text is a request of its own to vLLM, which batches as it likes. What comes back are
@@ -19,7 +19,6 @@ from layerbridge.model.bridge import Bridge
 from layerbridge.model.generation import generation_options
 from layerbridge.model.row_text import Finish, RowText
 from layerbridge.model.splice import splice
-from layerbridge.model.trie import Trie, build_trie
 from layerbridge.serving.bridge_engine import Asked, BridgeEngine, Observer, told
 from layerbridge.serving.engine import Began, Ended, Event, Reading, Scored, Writing, Wrote
 from layerbridge.serving.errors import ApiError, bad_request
@@ -29,27 +28,14 @@ from layerbridge.serving.vllm_checks import UpstreamModel
 from layerbridge.serving.vllm_requests import (
     CHAT,
     COMPLETIONS,
-    MAX_LOGPROB_TOKEN_IDS,
     NO_LOG_PROBABILITIES,
     chat_body,
     completion_body,
     encode,
-    next_token,
-    payload,
-    read_log_probabilities,
     written_tokens,
 )
+from layerbridge.serving.vllm_scoring import Labels, probabilities, read_labels
 from layerbridge.serving.waiting_line import Row
-
-
-@dataclass(frozen=True, eq=False)
-class _Labels:
-    """Labels as the LLM reads them."""
-
-    trie: Trie
-    nodes_MD: Tensor
-    longest: int
-    """Tokens of the longest one, its end included."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +46,7 @@ class _Encoded:
     embeds_TD: Tensor
     """On the CPU: the whole prompt, or its soft tokens and boundary where vLLM writes the rest."""
     prompt_tokens: int
-    labels: _Labels | None = None
+    labels: Labels | None = None
 
 
 class _Places:
@@ -166,7 +152,8 @@ class VllmEngine(BridgeEngine):
         async def score(one: _Encoded) -> None:
             nonlocal num_tokens
             num_tokens += one.prompt_tokens
-            found[one.row.number] = await self._score(one)
+            assert one.labels is not None
+            found[one.row.number] = await probabilities(self._upstream, self._model.name, one.embeds_TD, one.labels)
 
         await self._each(self._put(model, rows), score)
         return Scored([found[number] for number in range(len(texts))], num_tokens)
@@ -202,7 +189,7 @@ class VllmEngine(BridgeEngine):
 
     def _answer(self, rows: list[Row]) -> None:
         bridge = self._bridges[rows[0].model]
-        labels = _read_labels(bridge, rows[0].labels) if rows[0].kind == "classify" else None
+        labels = read_labels(bridge, rows[0].labels) if rows[0].kind == "classify" else None
         prefixes = _read_prefixes(bridge, rows, soft_only=self._chats)
         for row, embeds_TD in zip(rows, prefixes, strict=True):
             wanted = len(embeds_TD) + (row.writing.max_new_tokens if row.writing else labels.longest if labels else 0)
@@ -261,46 +248,6 @@ class VllmEngine(BridgeEngine):
             self._observer.tokens(written=len(pieces))
         return "".join(pieces), finish
 
-    async def _score(self, one: _Encoded) -> list[float]:
-        """Return the probabilities of one text's labels: a request for each beginning of a label."""
-        assert one.labels is not None
-        trie = one.labels.trie
-        wanted: dict[int, list[int]] = {}
-        for _, node, token in trie.steps:
-            if token not in wanted.setdefault(node, []):
-                wanted[node].append(token)
-        requests = [
-            (node, tokens[start : start + MAX_LOGPROB_TOKEN_IDS])
-            for node, tokens in wanted.items()
-            for start in range(0, len(tokens), MAX_LOGPROB_TOKEN_IDS)
-        ]
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._next_tokens(one, node, tokens)) for node, tokens in requests]
-        known: dict[tuple[int, int], float] = {}
-        for (node, tokens), task in zip(requests, tasks, strict=True):
-            known |= {(node, token): task.result()[token] for token in tokens}
-        scores = [0.0] * trie.num_answers
-        for label, node, token in trie.steps:
-            scores[label] += known[node, token]
-        return list(torch.tensor(scores, dtype=torch.float64).softmax(-1).tolist())
-
-    async def _next_tokens(self, one: _Encoded, node: int, tokens: list[int]) -> dict[int, float]:
-        """Return the log-probabilities of tokens after a beginning of a label."""
-
-        def body() -> bytes:
-            assert one.labels is not None
-            trie, path, at = one.labels.trie, [], node
-            while at:
-                path.append(at - 1)
-                at = trie.parents[at - 1]
-            embeds_TD = torch.cat([one.embeds_TD, one.labels.nodes_MD[path[::-1]]])
-            return encode(next_token(self._model.name, {"prompt_embeds": payload(embeds_TD)}, tokens))
-
-        found = read_log_probabilities(await self._upstream.ask(COMPLETIONS, await asyncio.to_thread(body)))
-        if any(token not in found for token in tokens):
-            raise bad_request(NO_LOG_PROBABILITIES, code="unsupported")
-        return found
-
 
 def end_tokens(bridge: Bridge) -> frozenset[int]:
     """Return the tokens that end an answer."""
@@ -319,16 +266,8 @@ def _read_prefixes(bridge: Bridge, rows: Sequence[Row], *, soft_only: bool) -> l
     return [embeds_TD[mask_T] for embeds_TD, mask_T in zip(embeds_BTD, mask_BT, strict=True)]
 
 
-@torch.no_grad()
-def _read_labels(bridge: Bridge, labels: Sequence[str]) -> _Labels:
-    ids = bridge.processor.answer_ids(labels)
-    trie = build_trie(ids)
-    nodes_MD = bridge.embed(torch.tensor(trie.tokens, dtype=torch.long, device=bridge.device)).cpu()
-    return _Labels(trie, nodes_MD, max(map(len, ids)))
-
-
 def _finish(reason: object) -> Finish:
-    """Return why an answer ended over there where nothing here says so: a length of its own, an end token of its own."""
+    """Return why an answer ended over there where nothing here says so: by a limit or an end token of its own."""
     if reason == "stop":
         return "stop"
     if reason == "length":

@@ -61,14 +61,16 @@ def chat_body(model: str, embeds_TD: Tensor, prompt: str, how: Writing, ends: Co
     }
 
 
-def next_token(model: str, prompt: Mapping[str, Any], tokens: Sequence[int], *, given: bool = True) -> dict[str, Any]:
+def next_token(
+    model: str, prompt: Mapping[str, Any], *, tokens: Sequence[int] = (), most_probable: int = 0
+) -> dict[str, Any]:
     """Return the request for the log-probabilities of tokens after a prompt.
 
     Args:
         model: its name at vLLM.
         prompt: `prompt` with token ids, or `prompt_embeds`.
-        tokens: at most `MAX_LOGPROB_TOKEN_IDS`.
-        given: of exactly these tokens; else of the most probable ones, as many.
+        tokens: exactly these are asked for, at most `MAX_LOGPROB_TOKEN_IDS`; or
+        most_probable: so many.
     """
     return {
         "model": model,
@@ -76,9 +78,9 @@ def next_token(model: str, prompt: Mapping[str, Any], tokens: Sequence[int], *, 
         "max_tokens": 1,
         "temperature": 0.0,
         **_NOTHING,
-        "logprobs": len(tokens),
+        "logprobs": len(tokens) or most_probable,
         "return_tokens_as_token_ids": True,
-        **({"logprob_token_ids": list(tokens)} if given else {}),
+        **({"logprob_token_ids": list(tokens)} if tokens else {}),
     }
 
 
