@@ -342,6 +342,16 @@ def test_waiting_ends_when_a_row_comes_or_the_line_closes():
     line.wait()
 
 
+def test_waiting_ends_when_what_was_held_back_may_be_taken():
+    line, held, done = WaitingLine(Limits(batch_wait_ms=0)), ["generate"], threading.Event()
+    line.put([row()])
+    threading.Thread(target=lambda: (line.wait(lambda: held), done.set()), daemon=True).start()
+    assert not done.wait(0.05)
+    held.clear()
+    line.look_again()
+    assert done.wait(5)
+
+
 def test_a_client_that_leaves_frees_its_row(bridges, endless):
     body = {"model": "plain", "prompt": "the cat", "max_tokens": 400}
     with running(bridges, max_batches=1) as server:

@@ -46,6 +46,14 @@ def test_an_address_may_end_with_v1(url):
     assert build_upstream_config({}, url=url).url == "http://host:1"
 
 
+@pytest.mark.parametrize(
+    ("url", "is_open"),
+    [("http://127.0.0.1:1", False), ("http://[::1]:1", False), ("https://llm.example", False), ("http://llm:1", True)],
+)
+def test_a_network_without_encryption_is_known(url, is_open):
+    assert build_upstream_config({}, url=url).is_open is is_open
+
+
 def test_nobody_there_is_said(elsewhere):
     with pytest.raises(ConfigError, match="No vLLM that is well at http://127.0.0.1:9: .*--enable-prompt-embeds"):
         start(elsewhere, url="http://127.0.0.1:9")

@@ -232,9 +232,13 @@ def serve(bridges: Mapping[str, Bridge], config: ServerConfig, upstream: "Upstre
     def say(port: int) -> None:
         names = ", ".join(bridges)
         key = "" if config.api_key is None else ", with the API key"
-        print(f"Serving {names} at http://{host}:{port}{key}", flush=True)  # noqa: T201
+        where = "" if upstream is None else f", the LLM in vLLM at {upstream.url}"
+        print(f"Serving {names} at http://{host}:{port}{key}{where}", flush=True)  # noqa: T201
         if not is_loopback(config.host):
             warning = "Others can connect, and what they send is not encrypted: put TLS before it."
+            print(warning, file=sys.stderr)  # noqa: T201
+        if upstream is not None and upstream.is_open:
+            warning = "What is sent to vLLM is not encrypted, a key included: use https, or a network of your own."
             print(warning, file=sys.stderr)  # noqa: T201
 
     server.on_started = say

@@ -16,7 +16,9 @@ import httpx
 from pydantic import Field, SecretStr, field_validator
 
 from layerbridge.config import FrozenConfig
+from layerbridge.errors import ConfigError
 from layerbridge.serving.errors import ApiError, bad_request
+from layerbridge.serving.limits import is_loopback
 
 logger = logging.getLogger("layerbridge.serving")
 
@@ -54,12 +56,19 @@ class UpstreamConfig(FrozenConfig):
     def _check_url(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"engine url is {url!r}; wanted http://HOST:PORT or https://HOST:PORT")
+            raise ValueError(f"--engine-url is {url!r}; wanted http://HOST:PORT or https://HOST:PORT")
         if parts.username or parts.password:
-            raise ValueError(f"engine url holds a user or a password; set {ENGINE_API_KEY} instead")
+            # Not a ValueError, whose message would repeat them.
+            raise ConfigError(f"--engine-url holds a user or a password. Set {ENGINE_API_KEY} instead.")
         if parts.query or parts.fragment:
-            raise ValueError(f"engine url {url!r} has a query or a fragment; wanted the server's address alone")
+            raise ValueError(f"--engine-url {url!r} has a query or a fragment; wanted the server's address alone")
         return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether what is sent there passes a network unencrypted."""
+        parts = urlsplit(self.url)
+        return parts.scheme == "http" and not is_loopback(parts.hostname or "")
 
 
 class Upstream:

@@ -21,7 +21,7 @@ from layerbridge.model.row_text import Finish, RowText
 from layerbridge.model.splice import splice
 from layerbridge.serving.bridge_engine import Asked, BridgeEngine, Observer, told
 from layerbridge.serving.engine import Began, Ended, Event, Reading, Scored, Writing, Wrote
-from layerbridge.serving.errors import ApiError, bad_request
+from layerbridge.serving.errors import ApiError, bad_request, shutting_down
 from layerbridge.serving.limits import Limits
 from layerbridge.serving.upstream import Upstream, broken
 from layerbridge.serving.vllm_checks import UpstreamModel
@@ -96,6 +96,7 @@ class VllmEngine(BridgeEngine):
         self._upstream, self._model = upstream, model
         self._chats = upstream.config.route == "chat"
         self._places = _Places(self._line.look_again)
+        self._doing: set[asyncio.Task[None]] = set()
         self._ends = {name: end_tokens(bridge) for name, bridge in bridges.items()}
         upstream.watch()
         self.start()
@@ -161,11 +162,26 @@ class VllmEngine(BridgeEngine):
     async def close(self) -> None:
         """Give up what is unfinished and close all connections."""
         await super().close()
+        for one in tuple(self._doing):
+            one.cancel()
+        await asyncio.gather(*self._doing, return_exceptions=True)
         await self._upstream.close()
 
     async def _each(self, asked: Asked, do: Callable[[_Encoded], Awaitable[None]]) -> None:
         """Do something with each row as soon as it is encoded; the first failure ends all of them and is raised."""
+        doing = asyncio.create_task(self._do_each(asked, do))
+        self._doing.add(doing)
+        try:
+            await doing
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():  # the engine is closed, and nobody left
+                raise shutting_down() from None
+            raise
+        finally:
+            self._doing.discard(doing)
 
+    async def _do_each(self, asked: Asked, do: Callable[[_Encoded], Awaitable[None]]) -> None:
         async def one_row(one: _Encoded) -> None:
             try:
                 await do(one)

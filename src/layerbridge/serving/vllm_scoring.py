@@ -28,7 +28,6 @@ from layerbridge.serving.vllm_requests import (
     read_log_probabilities,
 )
 
-
 MAX_ASKED_AT_ONCE = 16
 """Requests for one text at once; hundreds would keep others from connecting."""
 
