@@ -37,7 +37,8 @@ FLAGS = {
     },
     "select": {"--out", "--task", "--reference", "--report", "--unfinished"},
     "serve": {
-        "--host", "--port", "--engine", "--api-key-file", "--limit", "--device",
+        "--host", "--port", "--engine", "--engine-url", "--engine-model", "--engine-route", "--api-key-file", "--limit",
+        "--device",
         "--encoder", "--llm", "--trust-remote-code",
     },
 }  # fmt: skip

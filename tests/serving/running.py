@@ -63,10 +63,12 @@ def tiny_bridges(tiny_models: Mapping[str, str]) -> dict[str, Bridge]:
 
 
 @contextlib.contextmanager
-def running(bridges: dict[str, Bridge], *, api_key: str | None = None, **limits: Any) -> Iterator[Running]:
-    """Serve bridges until the block ends."""
+def running(
+    bridges: dict[str, Bridge], *, api_key: str | None = None, upstream: Any = None, **limits: Any
+) -> Iterator[Running]:
+    """Serve bridges until the block ends; their LLM runs here unless there is an upstream."""
     config = build_server_config(port=0, api_key=api_key, limits=limits)
-    server = build_server(bridges, config)
+    server = build_server(bridges, config, upstream=upstream)
     started = threading.Event()
     server.on_started = lambda port: started.set()
     thread = threading.Thread(target=server.run, daemon=True)

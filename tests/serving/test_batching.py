@@ -303,22 +303,22 @@ def test_a_batch_is_the_first_row_and_its_company_within_rows_and_tokens():
     line = WaitingLine(Limits(batch_rows=3, batch_tokens=100))
     rows = [row(), row("classify", labels=("x",)), row(), row(model="b"), row(), row(), row("classify", labels=("y",))]
     line.put(rows)
-    assert line.take(prepare, may_generate=True) == [rows[0], rows[2], rows[4]]
-    assert line.take(prepare, may_generate=False) == [rows[1]]
-    assert line.take(prepare, may_generate=True) == [rows[3]]
-    assert line.take(prepare, may_generate=True) == [rows[5]]
-    assert line.take(prepare, may_generate=True) == [rows[6]]
-    assert line.take(prepare, may_generate=True) == []
+    assert line.take(prepare) == [rows[0], rows[2], rows[4]]
+    assert line.take(prepare, held_back=["generate"]) == [rows[1]]
+    assert line.take(prepare) == [rows[3]]
+    assert line.take(prepare) == [rows[5]]
+    assert line.take(prepare) == [rows[6]]
+    assert line.take(prepare) == []
 
 
 def test_padding_counts_and_a_row_above_the_budget_goes_alone():
     line = WaitingLine(Limits(batch_rows=10, batch_tokens=100))
     rows = [row(cost=10), row(cost=10), row(cost=40), row(cost=500), row(cost=10)]
     line.put(rows)
-    assert line.take(prepare, may_generate=True) == rows[:2], "three of 40 are above 100"
-    assert line.take(prepare, may_generate=True) == [rows[2]]
-    assert line.take(prepare, may_generate=True) == [rows[3]]
-    assert line.take(prepare, may_generate=True) == [rows[4]]
+    assert line.take(prepare) == rows[:2], "three of 40 are above 100"
+    assert line.take(prepare) == [rows[2]]
+    assert line.take(prepare) == [rows[3]]
+    assert line.take(prepare) == [rows[4]]
 
 
 def test_rows_that_are_cancelled_or_cannot_be_read_are_left_out():
@@ -327,7 +327,7 @@ def test_rows_that_are_cancelled_or_cannot_be_read_are_left_out():
     line.put(rows)
     line.cancel([rows[1]])
     assert len(line) == 2
-    assert line.take(lambda one: one is not rows[0] and prepare(one), may_generate=True) == [rows[2]]
+    assert line.take(lambda one: one is not rows[0] and prepare(one)) == [rows[2]]
     assert len(line) == 0
 
 
@@ -340,6 +340,16 @@ def test_waiting_ends_when_a_row_comes_or_the_line_closes():
     assert done.wait(5)
     assert len(line.close()) == 1
     line.wait()
+
+
+def test_waiting_ends_when_what_was_held_back_may_be_taken():
+    line, held, done = WaitingLine(Limits(batch_wait_ms=0)), ["generate"], threading.Event()
+    line.put([row()])
+    threading.Thread(target=lambda: (line.wait(lambda: held), done.set()), daemon=True).start()
+    assert not done.wait(0.05)
+    held.clear()
+    line.look_again()
+    assert done.wait(5)
 
 
 def test_a_client_that_leaves_frees_its_row(bridges, endless):

@@ -60,6 +60,11 @@ def test_a_process_serves_and_ends_at_a_signal_once_its_answers_are_whole(runs):
     [
         (["--host", "0.0.0.0"], "Set LAYERBRIDGE_API_KEY, or give a file with --api-key-file"),
         (["--engine", "locl"], "Unknown engine 'locl'. Did you mean 'local'"),
+        (["--engine", "vllm"], "--engine vllm needs --engine-url"),
+        (["--engine-url", "http://h"], "--engine-url is of --engine vllm"),
+        (["--engine-route", "chat"], "--engine-route is of --engine vllm"),
+        (["--engine", "vllm", "--engine-url", "h:1"], "wanted http://HOST:PORT"),
+        (["--engine", "vllm", "--engine-url", "http://h", "--engine-route", "talk"], "unknown route 'talk'"),
         (["--limit", "max_queue"], "--limit 'max_queue' is not of the form NAME=NUMBER"),
         (["--limit", "max_queu=5"], "Did you mean 'max_queue'"),
         (["--api-key-file", "nowhere"], "nowhere cannot be read"),

@@ -32,6 +32,7 @@ from transformers.utils import logging
 from layerbridge.config import EMBEDDED, EncoderConfig, LLMConfig, LoraConfig, TranslatorConfig
 from layerbridge.errors import ConfigError, ModelError, unknown_name
 from layerbridge.model.fingerprint import model_fingerprint, tokenizer_fingerprint
+from layerbridge.model.llm_files import LLMFiles, files_fingerprint, skeleton
 
 FLOAT16_OVERFLOWS = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 """Model types whose activations exceed float16's range."""
@@ -76,7 +77,7 @@ def load_encoder_base(config: EncoderConfig, device: torch.device) -> Base:
     model = _pretrained("encoder", config.name, loader, path, {"dtype": dtype, **hub})
     if hf_config.is_encoder_decoder and hasattr(model, "get_encoder") and loader is AutoModel:
         model = model.get_encoder()
-    base = _base(model.to(device), path, config, hub, "encoder")
+    base = _base(model.to(device), path, config, hub, "encoder", model_fingerprint(model))
     _tag_language(base.tokenizer, config)
     return base
 
@@ -97,13 +98,30 @@ def load_llm_base(config: LLMConfig, device: torch.device) -> Base:
     if config.quantization is None:
         model = model.to(device)
     _drop_generation_defaults(model)
-    base = _base(model, path, config, hub, "LLM")
-    if base.tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"The tokenizer of LLM {config.name!r} has no end token, so answers could never end. "
-            "Set eos_token in its tokenizer_config.json."
-        )
-    return base
+    return _with_end(_base(model, path, config, hub, "LLM", model_fingerprint(model)), config)
+
+
+def load_llm_embedding(config: LLMConfig, device: torch.device) -> Base:
+    """Load of an LLM that runs elsewhere, unmodified, its tokenizer and its input embedding alone.
+
+    The model is of the LLM's own class; its layers have no storage and it refuses to run. The fingerprint is that of
+    the whole LLM, or None where its files do not tell it (`layerbridge.model.llm_files.files_fingerprint`).
+
+    Raises:
+        ConfigError: adapters or a quantisation, so that the LLM elsewhere would be another than the bridge's.
+        ModelError: cannot be loaded, is no causal LM, or has no end token.
+    """
+    _check_unmodified(config)
+    path, hub = _locate(config.name, "llm"), _hub_arguments(config)
+    hf_config = _loaded("LLM", config.name, lambda: AutoConfig.from_pretrained(path, **hub))
+    _check_llm_kind(hf_config, config)
+    dtype = getattr(torch, config.dtype)
+    files = _loaded("LLM", config.name, lambda: LLMFiles(path, hub))
+    model = _loaded("LLM", config.name, lambda: skeleton(hf_config, path, hub, files, dtype))
+    fingerprint = files_fingerprint(model, files, dtype)
+    model.get_input_embeddings().to(device)
+    _drop_generation_defaults(model)
+    return _with_end(_base(model, path, config, hub, "LLM", fingerprint), config)
 
 
 def load_translator_base(config: TranslatorConfig, device: torch.device) -> Base:
@@ -115,7 +133,7 @@ def load_translator_base(config: TranslatorConfig, device: torch.device) -> Base
     hub = _hub_arguments(config)
     arguments = {"dtype": getattr(torch, config.dtype), **hub}
     model = _pretrained("translator", config.name, AutoModelForSeq2SeqLM, config.name, arguments)
-    return _base(model.to(device), config.name, config, hub, "translator")
+    return _base(model.to(device), config.name, config, hub, "translator", model_fingerprint(model))
 
 
 def add_lora(model: nn.Module, config: LoraConfig, base_name: str) -> None:
@@ -140,8 +158,37 @@ def add_lora(model: nn.Module, config: LoraConfig, base_name: str) -> None:
             parameter.data = parameter.data.float()
 
 
+def _with_end(base: Base, config: LLMConfig) -> Base:
+    if base.tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer of LLM {config.name!r} has no end token, so answers could never end. "
+            "Set eos_token in its tokenizer_config.json."
+        )
+    return base
+
+
+def _check_unmodified(config: LLMConfig) -> None:
+    """Refuse what an unmodified LLM elsewhere is not."""
+    if config.lora is not None:
+        raise ConfigError(
+            "This bridge was trained with adapters inside the LLM (llm.lora), which an unmodified LLM elsewhere lacks. "
+            "Run the LLM in this process, or train without llm.lora."
+        )
+    if config.quantization is not None:
+        raise ConfigError(
+            f"This bridge was trained on an LLM that is quantised when loaded ({dict(config.quantization)}), and "
+            "the LLM elsewhere cannot be known to be quantised alike. Run it in this process, or train without "
+            "llm.quantization."
+        )
+
+
 def _base(
-    model: Any, path: str, config: EncoderConfig | LLMConfig | TranslatorConfig, hub: dict[str, Any], role: str
+    model: Any,
+    path: str,
+    config: EncoderConfig | LLMConfig | TranslatorConfig,
+    hub: dict[str, Any],
+    role: str,
+    fingerprint: str | None,
 ) -> Base:
     model.requires_grad_(False)
     model.eval()
@@ -158,7 +205,7 @@ def _base(
             "name": config.name,
             "revision": config.revision or getattr(model.config, "_commit_hash", None),
             "model_type": model.config.model_type,
-            "fingerprint": model_fingerprint(model),
+            "fingerprint": fingerprint,
             "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         },
     )

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from layerbridge.config import BridgeConfig
 from layerbridge.errors import DataError
-from layerbridge.model.bases import Base, add_lora, default_device, load_encoder_base, load_llm_base
+from layerbridge.model.bases import Base, add_lora, default_device, load_encoder_base, load_llm_base, load_llm_embedding
 from layerbridge.model.classification import ClassificationMixin
 from layerbridge.model.encoder import FrozenEncoder
 from layerbridge.model.features import FeatureStore
@@ -90,6 +90,7 @@ class Bridge(ClassificationMixin, LayerWeightsMixin, GenerationMixin, nn.Module)
         device: str | torch.device | None = None,
         seed: int | None = None,
         like: "Bridge | None" = None,
+        llm_elsewhere: bool = False,
     ) -> Self:
         """Load both base models and put an untrained bridge between them.
 
@@ -98,6 +99,8 @@ class Bridge(ClassificationMixin, LayerWeightsMixin, GenerationMixin, nn.Module)
             device: for everything; by default the first GPU if there is one, else the CPU.
             seed: of the bridge's initial weights; by default torch's global state is used.
             like: an earlier bridge on the same device, whose frozen bases are taken where they are the same.
+            llm_elsewhere: load of the LLM its tokenizer and input embedding alone (`load_llm_embedding`): what it reads
+                can be made, and it cannot be asked.
 
         Raises:
             ModelError: a base that cannot be loaded or bridged.
@@ -106,7 +109,8 @@ class Bridge(ClassificationMixin, LayerWeightsMixin, GenerationMixin, nn.Module)
         device = torch.device(device) if device is not None else default_device()
         shared = {} if like is None else like._frozen_bases(config)
         encoder_base = shared.get("encoder") or load_encoder_base(config.encoder, device)
-        llm_base = shared.get("llm") or load_llm_base(config.llm, device)
+        load_llm = load_llm_embedding if llm_elsewhere else load_llm_base
+        llm_base = shared.get("llm") or load_llm(config.llm, device)
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -205,19 +209,22 @@ class Bridge(ClassificationMixin, LayerWeightsMixin, GenerationMixin, nn.Module)
 
     def prefix_pieces(self, inputs: BridgeInputs) -> list[Piece]:
         """Return `bos | soft tokens | boundary | text prompt`, each with its mask."""
+        soft, boundary = self.soft_pieces(inputs)
+        pieces = [soft, boundary, Piece(self.embed(inputs.prompt_ids), inputs.prompt_mask)]
+        bos = self.processor.llm_tokenizer.bos_token_id
+        if bos is not None:
+            always = boundary.mask_BT
+            pieces.insert(0, Piece(self.embed(torch.full_like(always, bos, dtype=torch.long)), always))
+        return pieces
+
+    def soft_pieces(self, inputs: BridgeInputs) -> tuple[Piece, Piece]:
+        """Return soft tokens and boundary: what of the prefix is no text."""
         soft = self.soft_tokens(inputs)
         soft_BCD = soft.pad()
         batch = soft_BCD.shape[0]
         always = torch.ones((batch, 1), dtype=torch.bool, device=soft_BCD.device)
-        pieces = [
-            Piece(soft_BCD, soft.mask_BC),
-            Piece(self.boundary.to(soft_BCD.dtype).expand(batch, 1, -1), always),
-            Piece(self.embed(inputs.prompt_ids), inputs.prompt_mask),
-        ]
-        bos = self.processor.llm_tokenizer.bos_token_id
-        if bos is not None:
-            pieces.insert(0, Piece(self.embed(torch.full_like(always, bos, dtype=torch.long)), always))
-        return pieces
+        boundary = Piece(self.boundary.to(soft_BCD.dtype).expand(batch, 1, -1), always)
+        return Piece(soft_BCD, soft.mask_BC), boundary
 
     @property
     def _embedding(self) -> nn.Embedding:

@@ -8,6 +8,7 @@ that loading does not read.
 
 import json
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def load_bridge(
     revision: str | None = None,
     trust_remote_code: bool = False,
     like: Bridge | None = None,
+    llm_elsewhere: bool = False,
 ) -> Bridge:
     """Load a bridge on its two bases: every trained tensor, strictly.
 
@@ -79,6 +81,8 @@ def load_bridge(
         revision: of a hub name.
         trust_remote_code: let the bases run code of their own; a checkpoint cannot ask for it.
         like: an earlier bridge on the same device, whose frozen bases are taken where they are the same.
+        llm_elsewhere: load of the LLM its tokenizer and input embedding alone, as of one that runs elsewhere. Its
+            weights are compared as far as its files allow; a warning says where they do not.
 
     Raises:
         CheckpointError: damaged, foreign, or for other bases.
@@ -94,7 +98,7 @@ def load_bridge(
             f"{header['tensors_sha256'][:16]}). It is damaged; copy it again."
         )
     config = _config(header, folder, encoder=encoder, llm=llm, trust_remote_code=trust_remote_code)
-    bridge = Bridge.build(config, device=device, like=like)
+    bridge = Bridge.build(config, device=device, like=like, llm_elsewhere=llm_elsewhere)
     _check_bases(header["bases"], bridge.bases, folder)
     load_trained(bridge, state, where=str(folder))
     bridge.trained_on = header.get("trained_on")
@@ -214,7 +218,13 @@ def _config(
 def _check_bases(saved: Mapping[str, Mapping[str, Any]], loaded: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     for role in ("encoder", "llm"):
         for kind, what in (("fingerprint", "weights"), ("tokenizer_fingerprint", "tokenizer")):
-            if saved[role][kind] != loaded[role][kind]:
+            if loaded[role][kind] is None:
+                warnings.warn(
+                    f"Whether the {role} {loaded[role]['name']!r} has the weights that {folder} was trained on was not "
+                    "checked: its files are not all on this machine, or hold them in another form.",
+                    stacklevel=3,
+                )
+            elif saved[role][kind] != loaded[role][kind]:
                 raise CheckpointError(
                     f"{folder} was trained on another {role}: its {what} had fingerprint {saved[role][kind]} "
                     f"({saved[role]['name']}), those of {loaded[role]['name']!r} have {loaded[role][kind]}. "

@@ -10,7 +10,7 @@ the same text whatever shares the batch (both up to the rounding that batches of
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +19,11 @@ from layerbridge.errors import DataError
 from layerbridge.model.answer_passes import read_prefix
 from layerbridge.model.generation import check_length, generation_options
 from layerbridge.model.processor import BridgeInputs
-from layerbridge.model.row_text import RowText
+from layerbridge.model.row_text import Finish, RowText
 from layerbridge.model.splice import splice
 
 if TYPE_CHECKING:
     from layerbridge.model.scoring import PrefixReader
-
-Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +114,9 @@ class Decoding:
         return written
 
     def _add(self, row: int, token: int) -> Written:
-        text, options = self._texts[row], self.options[row]
-        if token in self._ends[row]:
-            length = len(text.ids)
-            return Written(row, text.push(token) + text.close(), length, "stop")  # no text, if it is a special token
-        piece = text.push(token)
-        if not text.stopped and len(text.ids) >= options.max_new_tokens:
-            piece += text.close()
-            return Written(row, piece, len(text.ids), "stop" if text.stopped else "length")
-        return Written(row, piece, len(text.ids), "stop" if text.stopped else None)
+        text = self._texts[row]
+        piece, finish = text.write(token, ends=self._ends[row], max_new_tokens=self.options[row].max_new_tokens)
+        return Written(row, piece, len(text.ids), finish)
 
     def _leave(self) -> None:
         """Take rows that ended or were dropped out of what the LLM goes on from."""

@@ -5,6 +5,7 @@ fingerprints and loading compares them.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,27 @@ def model_fingerprint(model: nn.Module) -> str:
         if tensor.numel() == 0 or key in storages:  # tied weights count once
             continue
         storages.add(key)
-        prints.append(_tensor_print(tensor))
+        prints.append(tensor_print(tensor))
+    return join_prints(prints)
+
+
+def tensor_print(tensor: Tensor, dtype: torch.dtype | None = None) -> str:
+    """Return one tensor's part of `model_fingerprint`.
+
+    Args:
+        tensor: of which a thousand values are read.
+        dtype: that the model would be loaded in, where the tensor is of another one.
+    """
+    flat = tensor.detach().flatten()
+    step = -(-flat.numel() // SAMPLES_PER_TENSOR)
+    sample = flat[::step]
+    if sample.is_floating_point():
+        sample = sample.to(dtype or sample.dtype).to(torch.bfloat16)
+    return hashlib.sha256(repr(tuple(tensor.shape)).encode() + _bytes(sample)).hexdigest()
+
+
+def join_prints(prints: Iterable[str]) -> str:
+    """Return `model_fingerprint` from the prints of all tensors."""
     return hashlib.sha256("".join(sorted(prints)).encode()).hexdigest()[:16]
 
 
@@ -54,15 +75,6 @@ def tensors_fingerprint(tensors: dict[str, Tensor], extra: str = "") -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()
-
-
-def _tensor_print(tensor: Tensor) -> str:
-    flat = tensor.detach().flatten()
-    step = -(-flat.numel() // SAMPLES_PER_TENSOR)
-    sample = flat[::step]
-    if sample.is_floating_point():
-        sample = sample.to(torch.bfloat16)
-    return hashlib.sha256(repr(tuple(tensor.shape)).encode() + _bytes(sample)).hexdigest()
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -202,9 +202,18 @@ class BridgeProcessor:
         if prompts is None and self.prompt.is_empty:
             return [[] for _ in texts]
         rows = prompts if prompts is not None else [self.prompt.text] * len(texts)
-        return [self._llm_ids(self._prompt_text(text, row)) for text, row in zip(texts, rows, strict=True)]
+        return [
+            self._llm_ids(self._styled(self.plain_prompt(text, row))) for text, row in zip(texts, rows, strict=True)
+        ]
 
-    def _prompt_text(self, text: str, prompt: str) -> str:
+    def plain_prompt(self, text: str, prompt: str | None = None) -> str:
+        """Return what the LLM reads as text, before any chat template.
+
+        Args:
+            text: what the encoder reads; comes first where the LLM reads it too.
+            prompt: by default the configured prompt.
+        """
+        prompt = self.prompt.text if prompt is None else prompt
         if self.prompt.llm_reads_text:
             ids = self._llm_ids(text)
             if len(ids) > self.prompt.max_text_tokens:
@@ -213,6 +222,9 @@ class BridgeProcessor:
                 )
                 text = str(self.llm_tokenizer.decode(ids[: self.prompt.max_text_tokens]))
             prompt = f"{text}\n{prompt}" if prompt else text
+        return prompt
+
+    def _styled(self, prompt: str) -> str:
         if self.prompt.style == "plain":
             return prompt
         turn = self.llm_tokenizer.apply_chat_template(

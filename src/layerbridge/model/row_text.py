@@ -5,11 +5,14 @@ runs of byte tokens are decoded together, and some tokenizers tidy spaces before
 held back, and so is what may be the beginning of a stop string.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from layerbridge.model.generation import cut_at_stop, possible_stop
+
+Finish = Literal["stop", "length"]
 
 WINDOW = 64
 """Tokens that are decoded again for each new one, at least; twice as many at most."""
@@ -52,6 +55,25 @@ class RowText:
     def close(self) -> str:
         """Return the rest of the text: no token follows."""
         return "" if self.stopped else self._send(self._decode(len(self.ids)), last=True)
+
+    def write(self, token: int, *, ends: Collection[int], max_new_tokens: int) -> tuple[str, Finish | None]:
+        """Add a token; return the text that is certain by now, all of it where the row ends, and why it ends.
+
+        Args:
+            token: that was written.
+            ends: end tokens; one of them is no part of `ids`.
+            max_new_tokens: after which the row ends.
+        """
+        if token in ends:
+            length = len(self.ids)
+            piece = self.push(token) + self.close()  # no text, if it is a special token
+            del self.ids[length:]
+            return piece, "stop"
+        piece = self.push(token)
+        if not self.stopped and len(self.ids) >= max_new_tokens:
+            piece += self.close()
+            return piece, "stop" if self.stopped else "length"
+        return piece, "stop" if self.stopped else None
 
     def _decode(self, end: int) -> str:
         ids = self.ids[self._start : end]

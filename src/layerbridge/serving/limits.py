@@ -53,6 +53,8 @@ class Limits(FrozenConfig):
     """Batches of answers being written at once; they take turns, so that a long answer holds nobody up."""
     gather_steps: int = Field(default=8, ge=0)
     """Tokens that each batch being written gets before another begins, so that texts gather for it."""
+    max_writing: int = Field(default=256, ge=1)
+    """Texts at an engine elsewhere at once, up to a batch more; the others wait here."""
     batch_wait_ms: float = Field(default=5.0, ge=0)
     """Milliseconds that an idle engine waits for company of the first text."""
 

@@ -19,7 +19,7 @@ ROUTES = (
 
 
 class Metrics:
-    """Counters of one server; also the observer of its engine (`layerbridge.serving.local_engine.Observer`)."""
+    """Counters of one server; also the observer of its engine (`layerbridge.serving.bridge_engine.Observer`)."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

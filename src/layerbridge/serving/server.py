@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from pydantic import SecretStr
@@ -20,6 +21,10 @@ from layerbridge.serving.gate import Gate
 from layerbridge.serving.limits import API_KEY, ServerConfig, is_loopback
 from layerbridge.serving.local_engine import LocalEngine
 from layerbridge.serving.metrics import Metrics
+
+if TYPE_CHECKING:  # they need httpx, which an LLM in this process does not
+    from layerbridge.serving.upstream import UpstreamConfig
+    from layerbridge.serving.vllm_engine import VllmEngine
 
 POLL_SECONDS = 0.05
 """Between looks at whether the running answers have finished."""
@@ -106,10 +111,12 @@ def load_bridges(
     encoder: str | None = None,
     llm: str | None = None,
     trust_remote_code: bool = False,
+    llm_elsewhere: bool = False,
 ) -> dict[str, Bridge]:
     """Load runs by the names that requests give.
 
-    A frozen base that a run shares with the one before it is not loaded again.
+    A frozen base that a run shares with the one before it is not loaded again. Where the LLM runs elsewhere, only its
+    tokenizer and its input embedding are loaded.
 
     Raises:
         ConfigError: no run, or two of the same name.
@@ -124,7 +131,13 @@ def load_bridges(
             raise ConfigError(f"Two runs are called {name!r}. Rename a folder, so that requests can tell them apart.")
         like = next(reversed(bridges.values()), None)
         bridges[name] = load_bridge(
-            run, device=device, encoder=encoder, llm=llm, trust_remote_code=trust_remote_code, like=like
+            run,
+            device=device,
+            encoder=encoder,
+            llm=llm,
+            trust_remote_code=trust_remote_code,
+            like=like,
+            llm_elsewhere=llm_elsewhere,
         )
     return bridges
 
@@ -166,24 +179,66 @@ def build_server_config(**given: object) -> ServerConfig:
     return build_config(ServerConfig, given, where="serve")
 
 
-def build_server(bridges: Mapping[str, Bridge], config: ServerConfig, *, log_level: str = "warning") -> Server:
-    """Return a server of bridges in this process; its engine's thread runs already."""
+def build_upstream_config(environment: Mapping[str, str] = os.environ, **given: object) -> "UpstreamConfig":
+    """Return where the LLM runs, checked; the key that is asked for there is taken from the environment."""
+    from layerbridge.serving.upstream import ENGINE_API_KEY, UpstreamConfig
+
+    key = environment.get(ENGINE_API_KEY, "").strip()
+    return build_config(UpstreamConfig, {**given, "api_key": SecretStr(key) if key else None}, where="serve")
+
+
+def build_server(
+    bridges: Mapping[str, Bridge],
+    config: ServerConfig,
+    *,
+    upstream: "UpstreamConfig | None" = None,
+    log_level: str = "warning",
+) -> Server:
+    """Return a server of bridges; its engine's thread runs already.
+
+    Args:
+        bridges: by the id that requests give.
+        config: where to listen, and limits.
+        upstream: where the LLM runs, if not in this process.
+        log_level: uvicorn's.
+
+    Raises:
+        ConfigError: there is no LLM that reads what these bridges make.
+    """
     metrics = Metrics()
-    engine = LocalEngine(bridges, config.limits, metrics)
+    engine = (
+        LocalEngine(bridges, config.limits, metrics) if upstream is None else _vllm(bridges, config, upstream, metrics)
+    )
     return Server(build_app(engine, config, metrics), engine, config, log_level=log_level)
 
 
-def serve(bridges: Mapping[str, Bridge], config: ServerConfig) -> None:
+def _vllm(
+    bridges: Mapping[str, Bridge], config: ServerConfig, where: "UpstreamConfig", metrics: Metrics
+) -> "VllmEngine":
+    from layerbridge.serving.upstream import Upstream
+    from layerbridge.serving.vllm_checks import check_upstream
+    from layerbridge.serving.vllm_engine import VllmEngine
+
+    limits = config.limits
+    upstream = Upstream(where, seconds=limits.request_seconds, max_connections=limits.max_writing)
+    return VllmEngine(bridges, limits, upstream, check_upstream(upstream, bridges), metrics)
+
+
+def serve(bridges: Mapping[str, Bridge], config: ServerConfig, upstream: "UpstreamConfig | None" = None) -> None:
     """Serve bridges until a signal; the address is printed once it listens."""
-    server = build_server(bridges, config)
+    server = build_server(bridges, config, upstream=upstream)
     host = f"[{config.host.strip('[]')}]" if ":" in config.host else config.host
 
     def say(port: int) -> None:
         names = ", ".join(bridges)
         key = "" if config.api_key is None else ", with the API key"
-        print(f"Serving {names} at http://{host}:{port}{key}", flush=True)  # noqa: T201
+        where = "" if upstream is None else f", the LLM in vLLM at {upstream.url}"
+        print(f"Serving {names} at http://{host}:{port}{key}{where}", flush=True)  # noqa: T201
         if not is_loopback(config.host):
             warning = "Others can connect, and what they send is not encrypted: put TLS before it."
+            print(warning, file=sys.stderr)  # noqa: T201
+        if upstream is not None and upstream.is_open:
+            warning = "What is sent to vLLM is not encrypted, a key included: use https, or a network of your own."
             print(warning, file=sys.stderr)  # noqa: T201
 
     server.on_started = say

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -99,24 +99,33 @@ class WaitingLine:
             self._changed.notify_all()
             return left
 
-    def wait(self) -> None:
-        """Return when rows wait, and shortly others may have joined the first; or when closed."""
+    def wait(self, held_back: Callable[[], Collection[str]] = tuple) -> None:
+        """Return when rows wait that may be taken, and shortly others may have joined the first; or when closed.
+
+        Args:
+            held_back: says which kinds of rows are not taken now; `look_again` says that this has changed.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._rows or self._closed)
+            self._changed.wait_for(lambda: self._closed or self._candidates(held_back()))
             full = self._limits.batch_rows
             seconds = self._limits.batch_wait_ms / 1000
             self._changed.wait_for(lambda: len(self._rows) >= full or self._closed, timeout=seconds)
 
-    def take(self, prepare: Callable[[Row], bool], *, may_generate: bool) -> list[Row]:
+    def look_again(self) -> None:
+        """Say that rows which were held back may be taken now."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def take(self, prepare: Callable[[Row], bool], *, held_back: Collection[str] = ()) -> list[Row]:
         """Return the next batch: the first row and those that may share it, within rows and tokens; empty for none.
 
         Args:
             prepare: gives a row its tokens; False for a row that is not to be answered, which is then left out.
-            may_generate: whether rows that are generated are taken.
+            held_back: kinds of rows that are not taken.
         """
         batch: list[Row] = []
         longest = 0
-        for row in self._candidates(may_generate):
+        for row in self._candidates(held_back):
             if batch and (row.company != batch[0].company or len(batch) >= self._limits.batch_rows):
                 continue
             if row.tokens is None and not prepare(row):
@@ -132,9 +141,9 @@ class WaitingLine:
                 break
         return batch
 
-    def _candidates(self, may_generate: bool) -> list[Row]:
+    def _candidates(self, held_back: Collection[str]) -> list[Row]:
         with self._changed:
-            return [row for row in self._rows if may_generate or row.kind != "generate"]
+            return [row for row in self._rows if row.kind not in held_back]
 
     def _remove(self, row: Row) -> None:
         with self._changed:
