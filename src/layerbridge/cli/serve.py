@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from layerbridge.cli.options import EncoderPlace, LLMPlace, TrustRemoteCode
+from layerbridge.config import EMBEDDED
 from layerbridge.errors import ConfigError, unknown_name
 
 ENGINES = ("local", "vllm")
@@ -14,8 +15,12 @@ ENGINES = ("local", "vllm")
 
 def serve(
     runs: Annotated[
-        list[str], typer.Argument(help="Run folders, checkpoint folders or hub names.", show_default=False)
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="Run folders, checkpoint folders or hub names; by default embedded, the bridge in the package.",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own wants an API key.")] = (
         "127.0.0.1"
     ),
@@ -48,6 +53,8 @@ def serve(
 ) -> None:
     """Serve one run or several to whatever speaks OpenAI's protocol (`pip install 'layerbridge[serve]'`).
 
+    Without a run it serves the bridge in the package, which tells the topic of a headline in 27 languages.
+
     Example: `layerbridge serve runs/demo/transformer_softmax --port 8000`
     """
     if engine not in ENGINES:
@@ -64,7 +71,7 @@ def serve(
         raise ConfigError(f"Serving needs {error.name}. Install it: pip install 'layerbridge[serve]'") from None
     config = build_server_config(host=host, port=port, api_key=read_key(api_key_file), limits=_limits(limit or []))
     places: dict[str, Any] = {"encoder": encoder, "llm": llm, "trust_remote_code": trust_remote_code}
-    run(load_bridges(runs, device=device, llm_elsewhere=upstream is not None, **places), config, upstream)
+    run(load_bridges(runs or [EMBEDDED], device=device, llm_elsewhere=upstream is not None, **places), config, upstream)
 
 
 def _engine_options(engine: str, **options: str | None) -> dict[str, str | None] | None:

@@ -10,6 +10,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from layerbridge import __version__
 from layerbridge.atomic import replace_file, replace_text
-from layerbridge.config import BridgeConfig, build_config
+from layerbridge.config import EMBEDDED, BridgeConfig, build_config
 from layerbridge.errors import CheckpointError, ConfigError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.card import model_card
@@ -74,7 +75,7 @@ def load_bridge(
     """Load a bridge on its two bases: every trained tensor, strictly.
 
     Args:
-        path: a checkpoint folder, a run folder, or a hub name.
+        path: a checkpoint folder, a run folder, a hub name, or `embedded`: the bridge in the package.
         device: for everything; by default the first GPU if there is one, else the CPU.
         encoder: where the encoder is now, if not where it was in training.
         llm: where the LLM is now, if not where it was in training.
@@ -233,7 +234,7 @@ def _check_bases(saved: Mapping[str, Mapping[str, Any]], loaded: Mapping[str, Ma
 
 
 def _folder(path: str | Path, revision: str | None) -> Path:
-    folder = Path(path)
+    folder = Path(str(resources.files("layerbridge") / EMBEDDED / "bridge")) if path == EMBEDDED else Path(path)
     for candidate in (folder, folder / "checkpoint"):
         if (candidate / TENSORS).is_file():
             return candidate
