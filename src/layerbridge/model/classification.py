@@ -89,13 +89,18 @@ class ClassificationMixin(ScoringMixin):
         return chosen
 
 
+def not_numbers(text: str) -> DataError:
+    """Return the error for a text that an LLM answers with what is no number."""
+    return DataError(
+        f"The log-probabilities after {text[:40]!r} are not numbers, so none of them is the best. Load the models in "
+        "float32 (encoder.dtype, llm.dtype); a shorter dtype may have overflowed."
+    )
+
+
 def _classification(text: str, labels: list[str], probabilities: list[float]) -> Classification:
     """Return a row's best label; a row of NaN has none, and no label may be made up for it."""
     if not all(0 <= value <= 1 for value in probabilities):
-        raise DataError(
-            f"The log-probabilities of the labels of {text[:40]!r} are not numbers, so none of them is the best. Load "
-            "the models in float32 (encoder.dtype, llm.dtype); a shorter dtype may have overflowed."
-        )
+        raise not_numbers(text)
     best = max(range(len(labels)), key=probabilities.__getitem__)
     return Classification(
         label=labels[best],

@@ -10,7 +10,7 @@ the same text whatever shares the batch (both up to the rounding that batches of
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ from layerbridge.model.splice import splice
 
 if TYPE_CHECKING:
     from layerbridge.model.scoring import PrefixReader
+
+
+MOST_PROBABLE = 1024
+"""Tokens among which `top_p` nearly always finds its own; ranking a whole vocabulary costs a hundred times as much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +56,8 @@ class Written(NamedTuple):
     """May be empty: a token that ends no character adds nothing yet."""
     num_tokens: int
     """That the row has written, the end token left out."""
-    finish: Finish | None
-    """Why the row ends here; None where it goes on."""
+    finish: Finish | Literal["failed"] | None
+    """Why the row ends here, `failed` where its logits are not numbers; None where it goes on."""
 
 
 class Decoding:
@@ -103,13 +107,16 @@ class Decoding:
         self._leave()
         logits_RV = self._logits_RV if self._logits_RV is not None else self._read()
         self._logits_RV = None
-        tokens = logits_RV.argmax(-1).tolist()
+        tokens, are_numbers = logits_RV.argmax(-1).tolist(), logits_RV.amax(-1).isfinite().tolist()
         for index, row in enumerate(self._held):
             generator = self._generators[row]
-            if generator is not None:
+            if generator is not None and are_numbers[index]:
                 tokens[index] = sample(logits_RV[index].cpu(), self.options[row], generator)
         self._tokens_R = torch.tensor(tokens, device=self.reader.device)
-        written = [self._add(row, token) for row, token in zip(self._held, tokens, strict=True)]
+        written = [
+            self._add(row, token) if is_number else Written(row, "", len(self._texts[row].ids), "failed")
+            for row, token, is_number in zip(self._held, tokens, are_numbers, strict=True)
+        ]
         self.drop({one.row for one in written if one.finish})
         return written
 
@@ -152,13 +159,27 @@ def sample(logits_V: Tensor, options: RowOptions, generator: torch.Generator) ->
     """Draw a token: temperature, then the `top_k` most probable ones, then those within `top_p`."""
     # In float64 and the largest logit taken off first, so that no temperature above 0 is too small.
     scaled_V = (logits_V.double() - logits_V.max()) / options.temperature
-    scaled_V, ids_V = scaled_V.sort(descending=True, stable=True)
-    probabilities_V = scaled_V[: options.top_k].softmax(-1)
-    before_V = probabilities_V.cumsum(-1) - probabilities_V
-    kept_V = before_V < options.top_p
-    kept_V[0] = True
-    drawn = torch.multinomial(probabilities_V * kept_V, 1, generator=generator)
-    return int(ids_V[drawn])
+    ids_K: Tensor | None = None
+    if options.top_k is not None and options.top_k < len(scaled_V):
+        scaled_V, ids_K = scaled_V.topk(options.top_k)
+    probabilities_K = scaled_V.softmax(-1)
+    if options.top_p < 1:
+        probabilities_K, order_K = _most_probable(probabilities_K, options.top_p)
+        ids_K = order_K if ids_K is None else ids_K[order_K]
+    up_to_K = probabilities_K.cumsum(-1)
+    # From 0 up to, not including, 1: the token whose share of the line the number falls into.
+    number = torch.rand(1, generator=generator, dtype=torch.float64) * up_to_K[-1]
+    drawn = int(torch.searchsorted(up_to_K, number, right=True).clamp(max=len(up_to_K) - 1))
+    return drawn if ids_K is None else int(ids_K[drawn])
+
+
+def _most_probable(probabilities_V: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Return the smallest set of probabilities that add up to `top_p`, largest first, and their places."""
+    most_K, order_K = probabilities_V.topk(min(MOST_PROBABLE, len(probabilities_V)))
+    if most_K.sum() < top_p:  # a flat distribution: all have to be ranked
+        most_K, order_K = probabilities_V.sort(descending=True)
+    num_kept = max(1, int((most_K.cumsum(-1) - most_K < top_p).sum()))
+    return most_K[:num_kept], order_K[:num_kept]
 
 
 def _generator(options: RowOptions) -> torch.Generator | None:

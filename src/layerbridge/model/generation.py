@@ -129,9 +129,15 @@ class GenerationMixin:
             raise failure[0]
 
 
+def max_positions(llm: PreTrainedModel) -> int | None:
+    """Return how many positions an LLM has; None where its config does not say."""
+    limit: int | None = getattr(llm.config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
 def check_length(llm: PreTrainedModel, length: int) -> None:
     """Raise a DataError if an LLM would have to read more positions than it has."""
-    limit = getattr(llm.config.get_text_config(), "max_position_embeddings", None)
+    limit = max_positions(llm)
     if limit is not None and length > limit:
         raise DataError(
             f"The LLM would have to read {length} positions and takes {limit}. Lower max_source_tokens or "

@@ -85,6 +85,19 @@ POOLINGS: dict[str, Callable[[PoolingConfig], Pooling]] = {
 """Pooling name in a recipe -> builder."""
 
 
+def num_soft_tokens(config: PoolingConfig, num_tokens: int) -> int:
+    """Return how many soft tokens a text of so many source tokens has."""
+    match config.name:
+        case "mean":
+            return 1
+        case "every":
+            return -(-num_tokens // (config.size or num_tokens))
+        case "append_mean":
+            return num_tokens + 1
+        case _:
+            return num_tokens
+
+
 def build_pooling(config: PoolingConfig) -> Pooling:
     """Return the pooling that `config` names.
 

@@ -18,6 +18,7 @@ import torch
 
 from layerbridge.errors import LayerbridgeError, is_out_of_memory
 from layerbridge.model.bridge import Bridge
+from layerbridge.model.pooling import num_soft_tokens
 from layerbridge.serving.engine import Began, Event, Reading, Scored, ServedModel, Weighed, Writing, Wrote
 from layerbridge.serving.errors import ApiError, bad_request, internal, shutting_down
 from layerbridge.serving.limits import Limits
@@ -59,6 +60,8 @@ class BridgeEngine(ABC):
         self._observer = observer
         self._models = {name: _served(name, bridge) for name, bridge in bridges.items()}
         self._line = WaitingLine(limits)
+        self._counted: tuple[tuple[str, tuple[str, ...]] | None, int] = (None, 0)  # labels, and their tokens
+        self._broken = False  # set at a failure after which the device answers nothing more
         self._thread = threading.Thread(target=self._work, name="layerbridge-engine", daemon=True)
 
     # ---------------------------------------------------------------------------------------------------------------
@@ -77,11 +80,18 @@ class BridgeEngine(ABC):
     def _answer(self, rows: list[Row]) -> None:
         """Begin a batch of rows of one kind, `generate` or `classify`."""
 
-    def _advance(self) -> None:  # noqa: B027 - nothing is the right default
+    def _took(self, kind: str, seconds: float) -> None:  # noqa: B027 - nothing is the right default
+        """Hear how long a batch took to begin, or to be answered in one pass."""
+
+    def _advance(self) -> None:  # noqa: B027
         """Go on with what was begun."""
 
     def _give_up(self, error: ApiError) -> None:  # noqa: B027
         """Tell everybody whose answer is being written that there is none."""
+
+    @abstractmethod
+    def _max_positions(self, model: str) -> int | None:
+        """Return how many positions the LLM has; None where that is not known."""
 
     # ---------------------------------------------------------------------------------------------------------------
     # What routes call
@@ -94,7 +104,7 @@ class BridgeEngine(ABC):
     @property
     def ready(self) -> bool:
         """Whether it takes requests."""
-        return self._thread.is_alive() and not self._line.closed
+        return self._thread.is_alive() and not self._line.closed and not self._broken
 
     @property
     def num_waiting(self) -> int:
@@ -178,7 +188,9 @@ class BridgeEngine(ABC):
             try:
                 batch = self._line.take(self._prepare, held_back=self._held_back())
                 if batch:
+                    began = time.monotonic()
                     self._begin(batch)
+                    self._took(batch[0].kind, time.monotonic() - began)
                 self._advance()
             except Exception:  # our own mistake: answered, logged, and the thread goes on
                 logger.exception("the engine's turn failed")
@@ -187,22 +199,51 @@ class BridgeEngine(ABC):
 
     def _prepare(self, row: Row) -> bool:
         """Give a row its tokens; tell it what is wrong and return False where it cannot be read."""
+        try:
+            row.tokens = self._read_tokens(row)
+            if row.kind == "classify":
+                row.label_tokens = self._count_label_tokens(row)
+            if row.writing is not None:
+                self._check_room(row, row.tokens, row.writing.max_new_tokens)
+        except Exception as error:
+            row.tell(self._failure(error))
+            return False
+        return True
+
+    def _read_tokens(self, row: Row) -> Tokens:
         processor, limits = self._bridges[row.model].processor, self._limits
         text = row.reading.source
-        try:
-            num_source = processor.count_source_tokens([text])[0]
-            limit = processor.source_limit(limits.max_source_tokens)
-            if num_source > limit:
-                raise too_long("text", num_source, limit, "encoder")
-            prompts = None if row.reading.prompt is None else [row.reading.prompt]
-            (source,), (prompt,) = processor.source_ids([text], limit), processor.prompt_ids([text], prompts)
-            if len(prompt) > limits.max_prompt_tokens:
-                raise too_long("LLM's text", len(prompt), limits.max_prompt_tokens, "LLM")
-        except Exception as error:
-            row.tell(told(error))
-            return False
-        row.tokens = Tokens(source, prompt)
-        return True
+        num_source = processor.count_source_tokens([text])[0]
+        limit = processor.source_limit(limits.max_source_tokens)
+        if num_source > limit:
+            raise too_long("text", num_source, limit, "encoder")
+        prompts = None if row.reading.prompt is None else [row.reading.prompt]
+        (source,), (prompt,) = processor.source_ids([text], limit), processor.prompt_ids([text], prompts)
+        if len(prompt) > limits.max_prompt_tokens:
+            raise too_long("LLM's text", len(prompt), limits.max_prompt_tokens, "LLM")
+        return Tokens(source, prompt)
+
+    def _count_label_tokens(self, row: Row) -> int:
+        key = (row.model, row.labels)
+        if key != self._counted[0]:  # texts of one request come one after another
+            ids = self._bridges[row.model].processor.answer_ids(row.labels)
+            self._counted = (key, sum(map(len, ids)))
+        found, limit = self._counted[1], self._limits.max_label_tokens
+        if found > limit:
+            raise bad_request(
+                f"The labels have {found} LLM tokens together; at most {limit} are taken. Give fewer or shorter ones.",
+                param="labels",
+            )
+        return found
+
+    def _check_room(self, row: Row, tokens: Tokens, max_new_tokens: int) -> None:
+        """Refuse a text and an answer that need more positions than the LLM has, before anybody shares their batch."""
+        bridge, limit = self._bridges[row.model], self._max_positions(row.model)
+        around = 1 + (bridge.processor.llm_tokenizer.bos_token_id is not None)
+        soft = num_soft_tokens(bridge.config.pooling, len(tokens.source))
+        wanted = around + soft + len(tokens.prompt) + max_new_tokens
+        if limit is not None and wanted > limit:
+            raise no_room(wanted, limit)
 
     def _begin(self, rows: list[Row]) -> None:
         """Begin a batch; one that fails is begun again in halves, so that most rows still share theirs."""
@@ -213,13 +254,21 @@ class BridgeEngine(ABC):
                 self._inspect(rows)
             else:
                 self._answer(rows)
+            return
         except Exception as error:
             if len(rows) == 1:
-                rows[0].tell(told(error))
+                rows[0].tell(self._failure(error))
                 return
             logger.info("a batch of %d texts failed (%s); its halves are tried", len(rows), type(error).__name__)
-            self._begin(rows[: len(rows) // 2])
-            self._begin(rows[len(rows) // 2 :])
+        # Outside of `except`: the error holds what the failed batch took of the memory.
+        free_memory()
+        self._begin(rows[: len(rows) // 2])
+        self._begin(rows[len(rows) // 2 :])
+
+    def _failure(self, error: Exception) -> ApiError:
+        """Return what a client is told about a failure; after one that breaks the device the engine is not ready."""
+        self._broken = self._broken or breaks_device(error)
+        return told(error)
 
     def _inspect(self, rows: list[Row]) -> None:
         bridge = self._bridges[rows[0].model]
@@ -262,6 +311,26 @@ def too_long(what: str, found: int, limit: int, whose: str) -> ApiError:
     )
 
 
+def no_room(wanted: int, limit: int) -> ApiError:
+    """Return the error for a text and an answer that need more positions than the LLM has."""
+    return bad_request(
+        f"The text and its answer need {wanted} positions of the LLM, which takes {limit}. Ask for fewer tokens, or "
+        "divide the text.",
+        code="context_length_exceeded",
+    )
+
+
+def breaks_device(error: Exception) -> bool:
+    """Return whether nothing more can be computed on the device after this: a CUDA error other than no memory."""
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error) and not is_out_of_memory(error)
+
+
+def free_memory() -> None:
+    """Give back what torch keeps of a GPU's memory and no tensor holds."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def told(error: Exception) -> ApiError:
     """Return what a client is told about a failure."""
     if isinstance(error, ApiError):
@@ -271,8 +340,6 @@ def told(error: Exception) -> ApiError:
         return bad_request(str(error))
     logger.error("an answer failed", exc_info=error)
     if no_memory:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         return ApiError(503, "The server has no memory for this request now. Ask for less.", code="out_of_memory")
     return internal()
 

@@ -23,6 +23,8 @@ class Limits(FrozenConfig):
     """Messages of one chat. 400."""
     max_labels: int = Field(default=256, ge=1)
     """Labels of one request. 400."""
+    max_label_tokens: int = Field(default=4096, ge=1)
+    """LLM tokens of all labels of a request together. 400."""
     max_label_characters: int = Field(default=500, ge=1)
     """Characters of one label, and of one stop string. 400."""
     max_stops: int = Field(default=16, ge=1)
@@ -49,8 +51,10 @@ class Limits(FrozenConfig):
     """Texts of one batch."""
     batch_tokens: int = Field(default=16_384, ge=1)
     """Positions of one batch, padding and answers to come included. One text alone may have more."""
-    max_batches: int = Field(default=4, ge=1)
-    """Batches of answers being written at once; they take turns, so that a long answer holds nobody up."""
+    max_batches: int = Field(default=16, ge=1)
+    """Batches of answers being written at once; they take turns, a token each."""
+    writing_tokens: int = Field(default=65_536, ge=1)
+    """Positions of all answers being written, counted as in `batch_tokens`; at this many no other batch begins."""
     gather_steps: int = Field(default=8, ge=0)
     """Tokens that each batch being written gets before another begins, so that texts gather for it."""
     max_writing: int = Field(default=256, ge=1)

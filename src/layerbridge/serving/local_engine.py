@@ -1,13 +1,17 @@
 """The engine that answers with bridges in this process: texts that arrive together share a batch.
 
-Its thread writes one token of each batch of answers in turn; classifying is one pass and is done at once.
+Its thread writes one token of each batch of answers in turn; classifying is one pass and is done at once. While answers
+are written, such passes get half of the time at most, so that many of them hold no stream up.
 """
 
+import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 from layerbridge.model.bridge import Bridge
+from layerbridge.model.classification import not_numbers
 from layerbridge.model.decoding import Decoding, RowOptions
-from layerbridge.serving.bridge_engine import BridgeEngine, Observer, tell_all, told
+from layerbridge.model.generation import max_positions
+from layerbridge.serving.bridge_engine import BridgeEngine, Observer, tell_all
 from layerbridge.serving.engine import Began, Ended, Event, Reading, Scored, Writing, Wrote
 from layerbridge.serving.errors import ApiError
 from layerbridge.serving.limits import Limits
@@ -27,6 +31,7 @@ class LocalEngine(BridgeEngine):
         super().__init__(bridges, limits, observer)
         self._going: list[tuple[Decoding, list[Row]]] = []
         self._turns = 0  # since a batch of answers began
+        self._owed = 0.0  # seconds that classifying and inspecting took from those whose answers are written
         self.start()
 
     @property
@@ -60,8 +65,22 @@ class LocalEngine(BridgeEngine):
         return bool(self._going)
 
     def _held_back(self) -> Collection[str]:
-        gathered = not self._going or self._turns >= self._limits.gather_steps * len(self._going)
-        return () if gathered and len(self._going) < self._limits.max_batches else ("generate",)
+        if not self._going:
+            return ()
+        limits = self._limits
+        held = [] if self._owed <= 0 else ["classify", "inspect"]
+        positions = sum(len(decoding.rows) * max(row.cost for row in rows) for decoding, rows in self._going)
+        full = len(self._going) >= limits.max_batches or positions >= limits.writing_tokens
+        if full or self._turns < limits.gather_steps:
+            held.append("generate")
+        return held
+
+    def _max_positions(self, model: str) -> int | None:
+        return max_positions(self._bridges[model].llm)
+
+    def _took(self, kind: str, seconds: float) -> None:
+        if self._going and kind != "generate":
+            self._owed += seconds
 
     def _answer(self, rows: list[Row]) -> None:
         first = rows[0]
@@ -83,6 +102,7 @@ class LocalEngine(BridgeEngine):
             row.tell((row.number, [one.probabilities[label] for label in first.labels]))
 
     def _advance(self) -> None:
+        began = time.monotonic()
         self._turns += 1
         for one in list(self._going):
             decoding, rows = one
@@ -90,10 +110,11 @@ class LocalEngine(BridgeEngine):
             try:
                 self._write(decoding, rows)
             except Exception as error:
-                tell_all([rows[index] for index in decoding.rows], told(error))
+                tell_all([rows[index] for index in decoding.rows], self._failure(error))
                 decoding.drop(list(decoding.rows))
             if not decoding.rows:
                 self._going.remove(one)
+        self._owed = max(0.0, self._owed - (time.monotonic() - began)) if self._going else 0.0
 
     def _write(self, decoding: Decoding, rows: list[Row]) -> None:
         """Write one token of each answer of a batch."""
@@ -104,7 +125,9 @@ class LocalEngine(BridgeEngine):
             row = rows[one.row]
             if one.text:
                 row.tell(Wrote(row.number, one.text))
-            if one.finish:
+            if one.finish == "failed":
+                row.tell(self._failure(not_numbers(row.reading.source)))
+            elif one.finish:
                 row.tell(Ended(row.number, one.finish, one.num_tokens))
 
     def _give_up(self, error: ApiError) -> None:

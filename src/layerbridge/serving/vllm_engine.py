@@ -19,7 +19,7 @@ from layerbridge.model.bridge import Bridge
 from layerbridge.model.generation import generation_options
 from layerbridge.model.row_text import Finish, RowText
 from layerbridge.model.splice import splice
-from layerbridge.serving.bridge_engine import Asked, BridgeEngine, Observer, told
+from layerbridge.serving.bridge_engine import Asked, BridgeEngine, Observer, no_room, told
 from layerbridge.serving.engine import Began, Ended, Event, Reading, Scored, Writing, Wrote
 from layerbridge.serving.errors import ApiError, bad_request, shutting_down
 from layerbridge.serving.limits import Limits
@@ -200,6 +200,9 @@ class VllmEngine(BridgeEngine):
     # ---------------------------------------------------------------------------------------------------------------
     # The thread
 
+    def _max_positions(self, model: str) -> int | None:
+        return self._model.max_tokens
+
     def _held_back(self) -> Collection[str]:
         return ("generate", "classify") if len(self._places) >= self._limits.max_writing else ()
 
@@ -211,7 +214,7 @@ class VllmEngine(BridgeEngine):
             wanted = len(embeds_TD) + (row.writing.max_new_tokens if row.writing else labels.longest if labels else 0)
             limit = self._model.max_tokens
             if limit is not None and wanted > limit:
-                row.tell(_no_room(wanted, limit))
+                row.tell(no_room(wanted, limit))
                 continue
             self._places.take(row)
             row.tell(_Encoded(row, embeds_TD, self._count(row), labels))
@@ -289,11 +292,3 @@ def _finish(reason: object) -> Finish:
     if reason == "length":
         return "length"
     raise broken(f"it ended with finish_reason {str(reason)[:40]!r}")
-
-
-def _no_room(wanted: int, limit: int) -> ApiError:
-    return bad_request(
-        f"The text and its answer need {wanted} positions of the LLM, which takes {limit}. Ask for fewer tokens, or "
-        "divide the text.",
-        code="context_length_exceeded",
-    )

@@ -36,6 +36,8 @@ class Row:
     """Of rows that are classified."""
     tokens: Tokens | None = None
     """Once the engine's thread has made them."""
+    label_tokens: int = 0
+    """Of rows that are classified: LLM tokens of all labels together, which the LLM reads after each text."""
     cancelled: bool = field(default=False)
     """Set when nobody waits for the answer any more."""
 
@@ -48,7 +50,8 @@ class Row:
     def cost(self) -> int:
         """LLM positions that the row needs, answer included."""
         assert self.tokens is not None
-        return 2 + sum(map(len, self.tokens)) + (self.writing.max_new_tokens if self.writing else 0)
+        answer = self.writing.max_new_tokens if self.writing else self.label_tokens
+        return 2 + sum(map(len, self.tokens)) + answer
 
 
 class WaitingLine:
@@ -124,12 +127,18 @@ class WaitingLine:
             held_back: kinds of rows that are not taken.
         """
         batch: list[Row] = []
-        longest = 0
+        longest = num_unread = 0
         for row in self._candidates(held_back):
-            if batch and (row.company != batch[0].company or len(batch) >= self._limits.batch_rows):
+            if batch and row.company != batch[0].company:
+                continue
+            if row.cancelled:  # since the line was looked at
+                self._remove(row)
                 continue
             if row.tokens is None and not prepare(row):
                 self._remove(row)
+                num_unread += 1
+                if num_unread >= self._limits.batch_rows:  # whoever has a place in a batch waits meanwhile
+                    break
                 continue
             longest = max(longest, row.cost)
             if batch and longest * (len(batch) + 1) > self._limits.batch_tokens:
