@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import tiny
 from tests.browser import chromium
@@ -11,6 +12,9 @@ from tests.browser import chromium
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models; test processes share the cores
+
+settings.register_profile("no_deadline", deadline=None)  # how long an example takes is no claim of any test
+settings.load_profile("no_deadline")
 
 
 @pytest.fixture(scope="session")

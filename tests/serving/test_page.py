@@ -196,7 +196,7 @@ def test_two_runs_stand_side_by_side_or_one_below_the_other(opened, two):
         assert (first["y"] + first["height"] <= second["y"]) != beside
     assert page.locator(".column h2").all_inner_texts() == ["transformer_softmax", "global_softmax"]
     assert words(page, 0).inner_text() == words(page, 1).inner_text() == SINHALA
-    assert "alike for all tokens" in page.locator(".explanation").nth(1).inner_text()
+    assert "alike for all of these tokens" in page.locator(".explanation").nth(1).inner_text()
     page.get_by_label("Beside it").select_option("")
     ask(page, SINHALA)
     assert page.locator(".column").count() == 1

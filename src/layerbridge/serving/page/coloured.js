@@ -105,7 +105,7 @@ function drawPieces(place, pieces, span, { direction, lang }, onToken) {
 
 /** Draws the weights of a token as columns, with the text's own mean, if given, as a line across each. */
 function drawWeights(place, weights, ofText, layers) {
-  const most = Math.max(...weights, ...(ofText || []), 0.2);
+  const most = 1.06 * Math.max(...weights, ...(ofText || []), 0.2); // room for the line below the number
   const every = Math.ceil(layers.length / 12);
   place.replaceChildren();
   layers.forEach((layer, k) => {

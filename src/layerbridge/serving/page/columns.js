@@ -96,8 +96,8 @@ class Column {
     const says = part(".says");
     const steps = DATA.scale.filter((_, k) => k % 8 === 0);
     part(".bar").style.backgroundImage = `linear-gradient(to right, ${steps.join(", ")})`;
-    part(".low").textContent = `layer ${span[0].toFixed(1)}, nearer the input`;
-    part(".high").textContent = `layer ${span[1].toFixed(1)}, nearer the output`;
+    part(".low").replaceChildren(`layer ${span[0].toFixed(1)}, `, make("span", "whole", "nearer the input"));
+    part(".high").replaceChildren(`layer ${span[1].toFixed(1)}, `, make("span", "whole", "nearer the output"));
     drawPieces(part(".texts"), pieces, span, looks, (piece) => {
       const { head, spelt, each } = sayPiece(piece, numbers);
       const name = make("bdi", "", head.split(": mean layer")[0]);
@@ -108,11 +108,11 @@ class Column {
     says.textContent = "The whole text on average. Point at a token, or reach it with the arrow keys.";
     drawWeights(weights, ofText, null, numbers);
     const used = pieces.filter((piece) => piece.weights && piece.field !== null).map((piece) => piece.layer);
-    const isOneMix = Math.max(...used) - Math.min(...used) < 0.005;
-    part(".explanation").textContent = (isOneMix
-      ? "This run mixes the layers alike for all tokens, so all have one colour. "
-      : "A token's colour is the mean number of the layers that it drew on, weighted by how much. "
-    ) + "Columns: its weight on each layer, in percent; the line across is the text's mean."
+    const range = Math.max(...used) - Math.min(...used);
+    let colours = "A token's colour is the mean number of the layers that it drew on, weighted by how much. ";
+    if (range < 0.25) colours += `Here the tokens hardly differ: by ${range.toFixed(2)} layers at most. `;
+    if (range < 0.005) colours = "This run mixes the layers alike for all of these tokens, so all have one colour. ";
+    part(".explanation").textContent = colours + "Columns: its weight on each layer, in percent; the line across is the text's mean."
       + (numbers.includes(0) ? " Layer 0 is the encoder's embeddings." : "");
     this.layers.hidden = false;
   }
