@@ -31,7 +31,7 @@ def start(bridges, **where):
         ("127.0.0.1:8000", "wanted http://HOST:PORT or https://HOST:PORT"),
         ("ftp://host", "wanted http://HOST:PORT or https://HOST:PORT"),
         ("file:///etc/passwd", "wanted http://HOST:PORT or https://HOST:PORT"),
-        ("http://user:secret@host", "set LAYERBRIDGE_ENGINE_API_KEY instead"),
+        ("http://user:secret@host", "Set LAYERBRIDGE_ENGINE_API_KEY instead"),
         ("http://host/?key=x", "has a query or a fragment"),
     ],
 )

@@ -202,9 +202,7 @@ class BridgeProcessor:
         if prompts is None and self.prompt.is_empty:
             return [[] for _ in texts]
         rows = prompts if prompts is not None else [self.prompt.text] * len(texts)
-        return [
-            self._llm_ids(self._styled(self.plain_prompt(text, row))) for text, row in zip(texts, rows, strict=True)
-        ]
+        return [self._llm_ids(self._prompt_text(text, row)) for text, row in zip(texts, rows, strict=True)]
 
     def plain_prompt(self, text: str, prompt: str | None = None) -> str:
         """Return what the LLM reads as text, before any chat template.
