@@ -82,6 +82,37 @@ def test_what_a_user_can_mend_is_one_message(monkeypatch, arguments, words):
     assert words in str(found.exception)
 
 
+def test_the_command_loads_no_llm_that_runs_elsewhere(monkeypatch, tiny_models, runs):
+    from typer.testing import CliRunner
+
+    from layerbridge.cli import app
+    from layerbridge.serving import server
+    from tests.serving.fake_vllm import faking
+
+    def serve(bridges, config, upstream):
+        assert {parameter.device.type for parameter in bridges["topic"].llm.model.layers.parameters()} == {"meta"}
+        made = server.build_server(bridges, config, upstream=upstream)
+        made._gate.app.state.engine._upstream._ended.set()
+        print(made._gate.app.state.engine.models.keys(), upstream.model, upstream.route)
+
+    monkeypatch.setattr(server, "serve", serve)
+    with faking(tiny_models["llama"], key="the-engines-key") as fake:
+        arguments = [
+            "--engine",
+            "vllm",
+            "--engine-url",
+            f"{fake.url}/v1",
+            "--engine-model",
+            "tiny-llm",
+            "--device",
+            "cpu",
+        ]
+        environment = {"LAYERBRIDGE_ENGINE_API_KEY": "the-engines-key"}
+        found = CliRunner().invoke(app, ["serve", str(runs / "topic"), *arguments], env=environment)
+    assert found.exception is None, found.exception
+    assert found.output == "dict_keys(['topic']) tiny-llm completions\n"
+
+
 def test_without_the_extra_the_command_says_what_to_install():
     code = (
         "import sys; sys.modules['fastapi'] = None\n"

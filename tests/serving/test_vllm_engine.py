@@ -19,6 +19,10 @@ from tests.serving.test_batching import close_to, content, mixed_requests
 TEXTS = ["the cat sat on the mat", "one", "ශ්‍රී ලංකාව positive one two three", "Habari ya asubuhi"]
 
 
+def at(fake, **more):
+    return build_upstream_config({"url": fake.url, **more}, {})
+
+
 def save(bridges, folder):
     for name, bridge in bridges.items():
         bridge.save_pretrained(folder / name)
@@ -40,7 +44,7 @@ def fake(tiny_models):
 @pytest.fixture(scope="session")
 def through(elsewhere, fake):
     """A server of three runs on one vLLM."""
-    with running(elsewhere, upstream=build_upstream_config(url=fake.url)) as found:
+    with running(elsewhere, upstream=at(fake)) as found:
         yield found
 
 
@@ -104,7 +108,7 @@ def test_every_llm_reads_its_template_where_it_is_wanted(tiny_models, tmp_path, 
     bridges = load_bridges([run], device="cpu", llm_elsewhere=True)
     with (
         faking(tiny_models[llm], dtype=getattr(torch, dtype), max_model_len=128) as fake,
-        running(bridges, upstream=build_upstream_config(url=fake.url)) as server,
+        running(bridges, upstream=at(fake)) as server,
     ):
         found = server.post("/v1/completions", {"model": "run", "prompt": TEXTS, "max_tokens": 5})
         assert found.status_code == 200, found.text
@@ -231,7 +235,7 @@ def test_one_text_that_vllm_refuses_fails_its_request_alone(served, through, kno
 def test_an_answer_that_needs_more_positions_than_vllm_takes_is_refused_here(tiny_models, elsewhere):
     with (
         faking(tiny_models["llama"], max_model_len=70) as fake,
-        running(elsewhere, upstream=build_upstream_config(url=fake.url)) as server,
+        running(elsewhere, upstream=at(fake)) as server,
     ):
         fake.bodies.clear()
         found = server.post("/v1/completions", {"model": "plain", "prompt": "the cat", "max_tokens": 90})
@@ -243,7 +247,7 @@ def test_an_answer_that_needs_more_positions_than_vllm_takes_is_refused_here(tin
 
 def test_a_vllm_that_is_gone_makes_the_server_unready_and_back_again(tiny_models, elsewhere):
     with faking(tiny_models["llama"]) as fake:
-        where = build_upstream_config(url=fake.url, health_seconds=0.05)
+        where = at(fake, health_seconds=0.05)
         with running(elsewhere, upstream=where) as server:
             fake.well = False
             wait_until(lambda: server.get("/readyz").status_code == 503)
@@ -256,7 +260,7 @@ def test_a_vllm_that_cannot_be_reached_is_said_with_503(tiny_models, elsewhere):
     with contextlib.ExitStack() as stack:
         fake_context = faking(tiny_models["llama"])
         fake = fake_context.__enter__()
-        server = stack.enter_context(running(elsewhere, upstream=build_upstream_config(url=fake.url)))
+        server = stack.enter_context(running(elsewhere, upstream=at(fake)))
         fake_context.__exit__(None, None, None)
         found = server.post("/v1/completions", {"model": "plain", "prompt": "the cat"})
         assert found.status_code == 503
@@ -270,7 +274,7 @@ def test_a_vllm_that_cannot_be_reached_is_said_with_503(tiny_models, elsewhere):
 def test_an_answer_that_takes_too_long_is_ended_at_vllm(tiny_models, elsewhere):
     with (
         faking(tiny_models["llama"], endless=True, pause=0.05) as fake,
-        running(elsewhere, upstream=build_upstream_config(url=fake.url), request_seconds=0.5) as server,
+        running(elsewhere, upstream=at(fake), request_seconds=0.5) as server,
     ):
         found = server.post("/v1/completions", {"model": "plain", "prompt": "the cat", "max_tokens": 400})
         assert found.status_code == 504
@@ -279,7 +283,7 @@ def test_an_answer_that_takes_too_long_is_ended_at_vllm(tiny_models, elsewhere):
 
 def test_the_end_of_the_server_is_told_to_whoever_still_waits(tiny_models, elsewhere):
     with faking(tiny_models["llama"], endless=True, pause=0.02) as fake:
-        with running(elsewhere, upstream=build_upstream_config(url=fake.url), shutdown_seconds=0.2) as server:
+        with running(elsewhere, upstream=at(fake), shutdown_seconds=0.2) as server:
             body = {"model": "plain", "prompt": "the cat", "max_tokens": 400, "stream": True}
             with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
                 lines = response.iter_lines()
@@ -293,7 +297,7 @@ def test_the_end_of_the_server_is_told_to_whoever_still_waits(tiny_models, elsew
 def test_no_more_texts_than_the_limit_are_at_vllm_and_none_is_forgotten(tiny_models, elsewhere):
     with (
         faking(tiny_models["llama"], endless=True, pause=0.005) as fake,
-        running(elsewhere, upstream=build_upstream_config(url=fake.url), max_writing=2, batch_rows=1) as server,
+        running(elsewhere, upstream=at(fake), max_writing=2, batch_rows=1) as server,
     ):
         most = 0
 
@@ -316,7 +320,7 @@ def test_no_more_texts_than_the_limit_are_at_vllm_and_none_is_forgotten(tiny_mod
 def test_a_vllm_without_given_log_probabilities_serves_all_but_classify(tiny_models, elsewhere):
     with (
         faking(tiny_models["llama"], knows_logprob_token_ids=False) as fake,
-        running(elsewhere, upstream=build_upstream_config(url=fake.url)) as server,
+        running(elsewhere, upstream=at(fake)) as server,
     ):
         assert server.post("/v1/completions", {"model": "plain", "prompt": "the cat"}).status_code == 200
         found = server.post("/v1/classify", {"model": "topic", "texts": "the cat"})
@@ -343,7 +347,7 @@ def test_the_chat_route_puts_soft_tokens_into_a_users_turn(tiny_models, tmp_path
     bridges = load_bridges([run], device="cpu", llm_elsewhere=True)
     with (
         faking(tiny_models["llama-chat"]) as fake,
-        running(bridges, upstream=build_upstream_config(url=fake.url, route="chat")) as server,
+        running(bridges, upstream=at(fake, route="chat")) as server,
     ):
         body = {"model": "run", "messages": [{"role": "user", "content": TEXTS[0]}], "max_tokens": 6}
         found = server.post("/v1/chat/completions", body)
@@ -372,9 +376,7 @@ def test_chat_style_runs_are_answered_as_trained_by_completions(tiny_models, tmp
     (run,) = save({"run": whole}, tmp_path)
     with (
         faking(tiny_models["llama-chat"]) as fake,
-        running(
-            load_bridges([run], device="cpu", llm_elsewhere=True), upstream=build_upstream_config(url=fake.url)
-        ) as server,
+        running(load_bridges([run], device="cpu", llm_elsewhere=True), upstream=at(fake)) as server,
     ):
         found = server.post("/v1/completions", {"model": "run", "prompt": TEXTS, "max_tokens": 8})
         assert [one["text"] for one in found.json()["choices"]] == whole.generate(TEXTS, max_new_tokens=8)

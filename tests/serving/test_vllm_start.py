@@ -22,7 +22,7 @@ def elsewhere(run):
 
 
 def start(bridges, **where):
-    return build_server(bridges, build_server_config(port=0), upstream=build_upstream_config({}, **where))
+    return build_server(bridges, build_server_config(port=0), upstream=build_upstream_config(where, {}))
 
 
 @pytest.mark.parametrize(
@@ -31,19 +31,19 @@ def start(bridges, **where):
         ("127.0.0.1:8000", "wanted http://HOST:PORT or https://HOST:PORT"),
         ("ftp://host", "wanted http://HOST:PORT or https://HOST:PORT"),
         ("file:///etc/passwd", "wanted http://HOST:PORT or https://HOST:PORT"),
-        ("http://user:secret@host", "set LAYERBRIDGE_ENGINE_API_KEY instead"),
+        ("http://user:secret@host", "Set LAYERBRIDGE_ENGINE_API_KEY instead"),
         ("http://host/?key=x", "has a query or a fragment"),
     ],
 )
 def test_an_address_that_is_none_is_refused(url, words):
     with pytest.raises(ConfigError, match=words) as found:
-        build_upstream_config({}, url=url)
+        build_upstream_config({"url": url}, {})
     assert "secret" not in str(found.value)
 
 
 @pytest.mark.parametrize("url", ["http://host:1", "http://host:1/", "http://host:1/v1", "http://host:1/v1/"])
 def test_an_address_may_end_with_v1(url):
-    assert build_upstream_config({}, url=url).url == "http://host:1"
+    assert build_upstream_config({"url": url}, {}).url == "http://host:1"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_an_address_may_end_with_v1(url):
     [("http://127.0.0.1:1", False), ("http://[::1]:1", False), ("https://llm.example", False), ("http://llm:1", True)],
 )
 def test_a_network_without_encryption_is_known(url, is_open):
-    assert build_upstream_config({}, url=url).is_open is is_open
+    assert build_upstream_config({"url": url}, {}).is_open is is_open
 
 
 def test_nobody_there_is_said(elsewhere):
@@ -88,7 +88,7 @@ def test_another_llm_of_the_same_shape_is_found_out(tiny_models, elsewhere, tmp_
 
 def test_the_key_is_sent_and_the_named_model_taken(tiny_models, elsewhere):
     with faking(tiny_models["llama"], key="a-long-key", names=("one", "two")) as fake:
-        where = build_upstream_config({"LAYERBRIDGE_ENGINE_API_KEY": "a-long-key"}, url=fake.url, model="two")
+        where = build_upstream_config({"url": fake.url, "model": "two"}, {"LAYERBRIDGE_ENGINE_API_KEY": "a-long-key"})
         assert "a-long-key" not in repr(where)
         with running(elsewhere, upstream=where) as server:
             assert server.post("/v1/completions", {"model": "run", "prompt": "the cat"}).status_code == 200

@@ -64,7 +64,7 @@ def serve(
         from layerbridge.serving.server import build_server_config, build_upstream_config, load_bridges, read_key
         from layerbridge.serving.server import serve as run
 
-        upstream = None if where is None else build_upstream_config(**where)
+        upstream = None if where is None else build_upstream_config(where)
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "httpx", "uvicorn", "prometheus_client", "starlette"):
             raise

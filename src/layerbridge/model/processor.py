@@ -202,9 +202,7 @@ class BridgeProcessor:
         if prompts is None and self.prompt.is_empty:
             return [[] for _ in texts]
         rows = prompts if prompts is not None else [self.prompt.text] * len(texts)
-        return [
-            self._llm_ids(self._styled(self.plain_prompt(text, row))) for text, row in zip(texts, rows, strict=True)
-        ]
+        return [self._llm_ids(self._prompt_text(text, row)) for text, row in zip(texts, rows, strict=True)]
 
     def plain_prompt(self, text: str, prompt: str | None = None) -> str:
         """Return what the LLM reads as text, before any chat template.
@@ -218,13 +216,14 @@ class BridgeProcessor:
             ids = self._llm_ids(text)
             if len(ids) > self.prompt.max_text_tokens:
                 warnings.warn(
-                    f"The LLM reads only {self.prompt.max_text_tokens} tokens of a longer text.", stacklevel=5
+                    f"The LLM reads only {self.prompt.max_text_tokens} tokens of a longer text.", stacklevel=6
                 )
                 text = str(self.llm_tokenizer.decode(ids[: self.prompt.max_text_tokens]))
             prompt = f"{text}\n{prompt}" if prompt else text
         return prompt
 
-    def _styled(self, prompt: str) -> str:
+    def _prompt_text(self, text: str, prompt: str) -> str:
+        prompt = self.plain_prompt(text, prompt)
         if self.prompt.style == "plain":
             return prompt
         turn = self.llm_tokenizer.apply_chat_template(

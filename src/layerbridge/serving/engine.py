@@ -1,7 +1,7 @@
 """The seam between HTTP and whatever answers: what an engine is asked, and what it tells.
 
-Routes know this file alone. `layerbridge.serving.local_engine` answers with a bridge in this process; another engine
-may encode here and let the LLM run elsewhere.
+Routes know this file alone. `layerbridge.serving.local_engine` answers with bridges in this process;
+`layerbridge.serving.vllm_engine` encodes here and lets the LLM run elsewhere.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence

@@ -179,7 +179,7 @@ def build_server_config(**given: object) -> ServerConfig:
     return build_config(ServerConfig, given, where="serve")
 
 
-def build_upstream_config(environment: Mapping[str, str] = os.environ, **given: object) -> "UpstreamConfig":
+def build_upstream_config(given: Mapping[str, object], environment: Mapping[str, str] = os.environ) -> "UpstreamConfig":
     """Return where the LLM runs, checked; the key that is asked for there is taken from the environment."""
     from layerbridge.serving.upstream import ENGINE_API_KEY, UpstreamConfig
 

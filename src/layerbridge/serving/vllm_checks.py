@@ -3,7 +3,7 @@ embeddings as the LLM of the bridge does.
 
 The last is tried: the same tokens are read once as ids and once as the embeddings that our copy of the LLM's embedding
 module puts out. Another LLM, another width, `--enable-prompt-embeds` left out, and a vLLM that scales embeddings once
-more (Gemma 1 and 2 before March 2026) all show there.
+more (Gemma 1 and 2, until spring 2026) all show there.
 """
 
 from collections.abc import Mapping
