@@ -1,8 +1,8 @@
 """MkDocs hook: pages of the site that lie outside docs/, and links of all pages to files of the repository.
 
 A document is written once, with links that work on a code host. Here a link to a file that is a page leads to the page.
-One to another file leads to the repository, where `extra.repository` of mkdocs.yml says where that is, and is the file's
-name otherwise.
+One to another file leads to the repository, where `extra.repository` of mkdocs.yml says where that is, and is the
+file's name otherwise.
 """
 
 import posixpath
@@ -88,7 +88,8 @@ def rewrite(markdown: str, source: str, here: str, pages: set[str], repository: 
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), file))
         page = PAGES.get(path) or PAGES.get(f"{path}/README.md") or path.removeprefix("docs/")
         if page in pages and (page != path or path.startswith("docs/")):
-            return f"[{text}]({posixpath.relpath(page, posixpath.dirname(here) or '.')}{hash_sign}{anchor})"
+            shown = _title(path) if text.strip("`") == path else text
+            return f"[{shown}]({posixpath.relpath(page, posixpath.dirname(here) or '.')}{hash_sign}{anchor})"
         if not (ROOT / path).exists():
             return match[0]  # broken, which MkDocs says better
         if repository:
@@ -98,3 +99,10 @@ def rewrite(markdown: str, source: str, here: str, pages: set[str], repository: 
         return f"`{path}`" if is_path else f"{text} (`{path}`)"
 
     return CODE_OR_LINK.sub(lead, markdown)
+
+
+def _title(path: str) -> str:
+    """Return the heading of a document: a reader of the site does not see its file."""
+    text = (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).is_file() else ""
+    heading = re.match(r"# +(.+)", text)
+    return heading[1] if heading else path

@@ -75,7 +75,9 @@ def _keys(
         has_section = any(True for _ in _kinds(field.annotation))
         values = _values(field.annotation, field.metadata)
         if has_section:
-            values = f"[keys of its own](#{path}{name})" + (" or nothing" if field.default is None else "")
+            kinds = list(_kinds(field.annotation))
+            about = f"{_first_sentence(kinds[0])} " if len(kinds) == 1 else ""
+            values = f"{about}[Keys of its own](#{path}{name})" + (" or nothing" if field.default is None else "")
         default = "" if name == "name" and _variant(kind) else f"; {_default(field)}"
         text = "\n".join(filter(None, (f"{values}{default}.", said.get(name, ""))))
         address = "" if has_section else f" {{ #{anchor}{name} }}"
@@ -85,6 +87,10 @@ def _keys(
 def _about(kind: type[BaseModel]) -> str:
     doc = inspect.cleandoc(kind.__doc__ or "")
     return f"{doc} (`layerbridge.config.{kind.__name__}`)\n\n"
+
+
+def _first_sentence(kind: type[BaseModel]) -> str:
+    return re.split(r"(?<=\.)\s", inspect.cleandoc(kind.__doc__ or ""), maxsplit=1)[0]
 
 
 def _first_words(kind: type[BaseModel]) -> str:
