@@ -11,9 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "layerbridge"
-ROOMS = [path for path in ROOT.iterdir() if path.is_dir() and path.name not in ("runs", "build", "dist", "shared")]
+ROOMS = [
+    path for path in ROOT.iterdir() if path.is_dir() and path.name not in ("runs", "build", "dist", "shared", "site")
+]
 MARKDOWN = sorted([*ROOT.glob("*.md"), *(path for room in ROOMS if room.name[0] != "." for path in room.rglob("*.md"))])
-WRITTEN = [path for path in MARKDOWN if path.parent in (ROOT, ROOT / "docs", ROOT / "recipes")]
+OURS = ("", "docs", "docs/guides", "docs/reference", "recipes")
+WRITTEN = [path for path in MARKDOWN if path.parent in {ROOT / folder for folder in OURS}]
 
 SYMBOL = re.compile(r"`(layerbridge(?:\.\w+)+)`")
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+(?:::\w+)*)`")

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 FRONT_DOOR = {"load": "model", "pipeline": "model", "Bridge": "model", "import_published": "model"}
 """Names that the package's own `__init__.py` fetches from a room when they are asked for."""
 
-OUTSIDE = ("pretraining", "benchmarks", "tests", "recipes", "docs")
+OUTSIDE = ("pretraining", "benchmarks", "tests", "recipes", "docs", "docsite")
 HEAVY = ("torch", "transformers", "pyarrow", "numpy", "huggingface_hub", "fastapi", "uvicorn")
 
 

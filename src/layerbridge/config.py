@@ -33,7 +33,9 @@ class LoraConfig(FrozenConfig):
     """Low-rank adapters (arXiv 2106.09685) in an otherwise frozen base, through the `peft` extra."""
 
     rank: int = Field(default=8, ge=1)
+    """Width of the adapters."""
     alpha: int = Field(default=16, ge=1)
+    """What an adapter puts out is scaled by `alpha` / `rank`."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """Module name endings that get an adapter, or `all-linear`."""
 
@@ -44,17 +46,21 @@ class EncoderConfig(FrozenConfig):
     name: str = EMBEDDED
     """A Hugging Face name, a local folder, or `embedded`."""
     revision: str | None = None
+    """Commit, branch or tag on the hub; of a local folder it means nothing."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the frozen weights; the T5 family (mT5, umT5) overflows `float16`, which is refused for it."""
     layers: Literal["all"] | str | tuple[int, ...] = "all"
     """Which hidden states the fusion sees: `all` (1..L, the paper's choice), `last:K`, or numbers (0 is the embedding
     output, negatives count from the last)."""
     train_biases: bool = False
     """Also train the encoder's existing bias vectors."""
     lora: LoraConfig | None = None
+    """Adapters that train in the encoder, whose states can then not be kept (`--cache`)."""
     source_language: str | None = None
     """Language tag that the encoder's tokenizer puts on every text, as it spells it (`eng_Latn`). Must be said for
     tokenizers that tag (NLLB, M2M100, mBART), which would otherwise take every text for English in silence."""
     trust_remote_code: bool = False
+    """Let the model's files run code of their own."""
 
     @model_validator(mode="after")
     def _check_layers(self) -> "EncoderConfig":
@@ -71,11 +77,15 @@ class LLMConfig(FrozenConfig):
     name: str = EMBEDDED
     """A Hugging Face name, a local folder, or `embedded`."""
     revision: str | None = None
+    """Commit, branch or tag on the hub; of a local folder it means nothing."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the frozen weights; what trains is float32 whatever this says."""
     lora: LoraConfig | None = None
+    """Adapters that train in the LLM."""
     quantization: dict[str, Any] | None = None
     """Keyword arguments of a transformers quantisation config, with its `quant_method`; passed through."""
     trust_remote_code: bool = False
+    """Let the model's files run code of their own."""
 
 
 class TranslatorConfig(FrozenConfig):
@@ -84,7 +94,9 @@ class TranslatorConfig(FrozenConfig):
     name: str
     """Of any sequence-to-sequence model of transformers: a Hugging Face name or a local folder."""
     revision: str | None = None
+    """Commit, branch or tag on the hub."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of its weights."""
     source_languages: dict[str, str] | None = None
     """Our code -> tag as the tokenizer spells it (`si: sin_Sinh`); languages left out are looked up among its tags."""
     target_language: str | None = None
@@ -96,8 +108,11 @@ class TranslatorConfig(FrozenConfig):
     max_new_tokens: int = Field(default=512, ge=1)
     """Of a translated field."""
     num_beams: int = Field(default=1, ge=1)
+    """1 is greedy."""
     batch_size: int = Field(default=16, ge=1)
+    """Fields a pass."""
     trust_remote_code: bool = False
+    """Let the model's files run code of their own."""
 
 
 Weights = Literal["softmax", "entmax15", "sparsemax"]
@@ -118,6 +133,7 @@ class SingleLayer(FrozenConfig):
     layer: int
     """The encoder's own layer number, as in `encoder.layers`."""
     normalize_layers: bool = False
+    """Divide each token's state of each layer by its root mean square before it is scored and mixed."""
 
 
 class LayerMean(FrozenConfig):
@@ -132,7 +148,9 @@ class GlobalSoftmax(FrozenConfig):
 
     name: Literal["global_softmax"] = "global_softmax"
     temperature: float = Field(default=1.0, gt=0)
+    """The layers' logits are divided by it: under 1 the weights are sharper, above 1 flatter."""
     weights: Weights = "softmax"
+    """How logits become weights."""
     heads: int = Field(default=1, ge=1)
     """Mixes a token, side by side into the projector."""
     normalize_layers: bool = False
@@ -150,7 +168,9 @@ class TransformerSoftmax(FrozenConfig):
 
     name: Literal["transformer_softmax"] = "transformer_softmax"
     feedforward_width: int = Field(default=2048, ge=1)
+    """Hidden units of the transformer layer."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Inside the transformer layer, in training alone."""
     temperature: float = Field(default=1.0, gt=0)
     """Of the layer weights; the attention inside is as published."""
     weights: Weights = "softmax"
@@ -225,6 +245,7 @@ class ProjectorConfig(FrozenConfig):
     """Width of a fused state (the encoder's, times the fusion's heads) -> LLM width."""
 
     name: Literal["linear", "mlp"] = "linear"
+    """`linear`: one matrix with a bias, as in the paper. `mlp`: two, with a GELU between."""
     hidden_width: int | None = Field(default=None, ge=1)
     """Of `mlp` only; by default the LLM's width."""
     match_rms: bool = False
@@ -241,6 +262,7 @@ class PromptConfig(FrozenConfig):
     """What the LLM reads as text after the soft tokens. Empty: soft tokens only, as in the paper."""
 
     text: str = ""
+    """Such as `\\nTopic:`; white space counts."""
     style: Literal["plain", "chat"] = "plain"
     """`plain`: as it stands. `chat`: as one user turn through the LLM's own chat template."""
     llm_reads_text: bool = False
@@ -309,6 +331,7 @@ class BuiltinTaskConfig(TaskRows):
     """A task that comes with layerbridge (`layerbridge tasks ls`)."""
 
     name: str
+    """As `layerbridge tasks ls` spells it."""
     data: str | None = None
     """Local folder or file in the hub set's own schema; by default the hub set itself."""
     train_data: str | None = None
@@ -322,6 +345,7 @@ class TaskFiles(FrozenConfig):
     """The files of a task of one's own: jsonl, json, csv, tsv or parquet."""
 
     train: str
+    """Rows of the one training language."""
     dev: str | None = None
     """Rows of the training languages, to choose the best step by."""
     test: dict[str, str] = Field(default_factory=dict)
@@ -332,10 +356,12 @@ class OwnTaskConfig(TaskRows):
     """A task of one's own: files, a prompt template, and answers or free text."""
 
     name: str
+    """Of your choice; results are kept under it."""
     files: TaskFiles
     encoder_prompt: str
     """Template over the files' columns, such as `Ticket: {body} Queue: `."""
     answer_column: str
+    """Column of the files that holds the answer."""
     answers: tuple[str, ...] | dict[str, str] | None = None
     """The possible answers; or value in the file -> answer; or nothing for free text."""
 
@@ -394,6 +420,7 @@ class TrainingConfig(FrozenConfig):
     """Defaults are the published set-up (arXiv 2508.09091)."""
 
     epochs: float = Field(default=3.0, gt=0)
+    """Passes over the training rows."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer updates, not micro-batches; overrides `epochs`."""
     batch_size: int = Field(default=8, ge=1)
@@ -401,15 +428,21 @@ class TrainingConfig(FrozenConfig):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows per forward pass and process; by default `batch_size` divided by the number of processes."""
     learning_rate: float = Field(default=3e-5, gt=0)
+    """The highest, after the warm-up."""
     fusion_learning_rate: float | None = Field(default=None, gt=0)
     """Of the fusion's parameters alone; by default `learning_rate`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     warmup_fraction: float = Field(default=0.05, ge=0, le=1)
     """Of all steps."""
     adam_betas: tuple[float, float] = (0.8, 0.999)
+    """Of AdamW: how fast its means of gradients and of their squares forget."""
     adam_epsilon: float = Field(default=1e-8, gt=0)
+    """Of AdamW."""
     weight_decay: float = Field(default=3e-7, ge=0)
+    """Of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients are cut to this norm."""
     group_by_length: bool = False
     """Draw batches of texts of like length, so that little of them is padding; the paper does not."""
     max_source_tokens: int = Field(default=200, ge=1)
@@ -421,6 +454,7 @@ class TrainingConfig(FrozenConfig):
     select: Literal["best", "last"] = "best"
     """`best`: the step that did best on the dev rows (training languages only); `last`: the last step."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """Training checkpoints that stay, always the newest and the best among them."""
     feature_precision: Literal["encoder", "bfloat16", "int8"] = "encoder"
     """How encoder states are kept, where they are kept (`--cache`): as the encoder puts them out, or smaller with a
     stated error."""
@@ -442,6 +476,7 @@ class TrainingConfig(FrozenConfig):
     """Standard deviation of the Gaussian noise that is added to what the projector reads, in training alone, as a
     multiple of each state's own root mean square; not published, off by default."""
     seed: int = 0
+    """Of rows, order and initial weights."""
 
 
 class EvaluationConfig(FrozenConfig):
@@ -450,10 +485,13 @@ class EvaluationConfig(FrozenConfig):
     languages: tuple[str, ...] | None = None
     """By default all that the task has."""
     split: str = "test"
+    """One of the task's, such as `dev`."""
     methods: tuple[Literal["score", "generate"], ...] = ("score", "generate")
     """`score`: the most probable answer. `generate`: greedy text, stripped, matched exactly (the paper)."""
     max_source_tokens: int = Field(default=512, ge=1)
+    """Encoder tokens a text; longer texts are cut, and counted."""
     max_new_tokens: int = Field(default=32, ge=1)
+    """LLM tokens of a greedy text."""
     batch_size: int = Field(default=256, ge=1)
     """Texts a pass at most; `batch_tokens` is what usually ends a batch."""
     batch_tokens: int = Field(default=4096, ge=1)
@@ -466,6 +504,7 @@ class Recipe(BridgeConfig):
     """One run: a bridge, a task, and how it is trained and evaluated."""
 
     name: str
+    """Of the run, which is written to `runs/NAME`; by default the recipe file's."""
     task: TaskConfig
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
