@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from layerbridge.errors import ConfigError, DataError
-from layerbridge.model.decoding import Decoding, RowOptions, sample
+from layerbridge.model.decoding import MOST_PROBABLE, Decoding, RowOptions, _most_probable, sample
 from layerbridge.model.generation import cut_at_stop
 from layerbridge.model.row_text import RowText
 from tests import tiny
@@ -150,6 +150,34 @@ def test_sampling_frequencies_are_the_probabilities():
     found = torch.bincount(torch.tensor(drawn), minlength=4) / len(drawn)
     torch.testing.assert_close(found, (logits / 2).softmax(-1), atol=0.03, rtol=0)
     assert {sample(logits, RowOptions(temperature=1e-300), generator) for _ in range(20)} == {0}
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_top_p_keeps_the_same_tokens_of_a_large_vocabulary_as_transformers_does(flat):
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(1)) * (0.01 if flat else 4)
+    kept = torch.isfinite(TopPLogitsWarper(0.9)(None, logits[None])[0])
+    ours, _ = _most_probable(logits.double().softmax(-1), 0.9)
+    assert abs(len(ours) - int(kept.sum())) <= 1  # a sum on the limit may fall on either side by rounding
+    assert (len(ours) > MOST_PROBABLE) == flat
+
+
+def test_a_row_that_is_not_numbers_ends_alone(tiny_models, monkeypatch):
+    bridge = make(tiny_models)
+    options = [RowOptions(max_new_tokens=8), RowOptions(max_new_tokens=8, temperature=1.0, seed=0)] * 2
+    wanted, _, _ = run(read(bridge, TEXTS, options))
+    real = Decoding._read
+
+    def overflow(self):
+        logits_RV = real(self)
+        for index, row in enumerate(self._held):
+            if row in (0, 1):
+                logits_RV[index, 3] = float("nan")
+        return logits_RV
+
+    monkeypatch.setattr(Decoding, "_read", overflow)
+    texts, reasons, _ = run(read(bridge, TEXTS, options))
+    assert reasons[:2] == ["failed", "failed"]
+    assert texts[2:] == wanted[2:]
 
 
 def test_what_cannot_be_decoded_is_refused(tiny_models):

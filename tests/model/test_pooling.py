@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from layerbridge.config import BridgeConfig, PoolingConfig, PromptConfig
 from layerbridge.errors import ConfigError, DataError
 from layerbridge.model.checkpoint import load_bridge, save_bridge
-from layerbridge.model.pooling import POOLINGS, build_pooling
+from layerbridge.model.pooling import POOLINGS, build_pooling, num_soft_tokens
 from layerbridge.model.splice import IGNORED
 from layerbridge.model.states import LiveStates
 from tests.model.test_bridge import ANSWERS, TEXTS, make
@@ -32,6 +32,12 @@ def count(config, num_tokens):
     """Soft tokens of a text of so many source tokens."""
     groups = -(-num_tokens // (config.size or 1))
     return {"none": num_tokens, "mean": 1, "every": groups, "append_mean": num_tokens + 1}[config.name]
+
+
+@EVERY
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 100])
+def test_how_many_there_will_be_is_known_from_the_tokens(config, num_tokens):
+    assert num_soft_tokens(config, num_tokens) == count(config, num_tokens)
 
 
 def pooled_alone(config, tokens_SE):

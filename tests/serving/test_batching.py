@@ -3,16 +3,19 @@
 import asyncio
 import random
 import threading
+import time
+import weakref
 
 import httpx
 import pytest
+import torch
 
 from layerbridge.serving.engine import Reading, Writing
 from layerbridge.serving.errors import ApiError
 from layerbridge.serving.limits import Limits
 from layerbridge.serving.local_engine import LocalEngine
 from layerbridge.serving.waiting_line import Row, Tokens, WaitingLine
-from tests.serving.running import running, wait_until
+from tests.serving.running import LABELS, running, wait_until
 
 WORDS = ["the cat", "sat on the mat", "Habari ya asubuhi", "ශ්‍රී ලංකාව", "one two three", "positive", "👍🏽 a", "n't"]
 
@@ -277,6 +280,178 @@ def test_closing_answers_everybody_and_ends_the_thread(engine, endless):
     assert not engine.ready
 
 
+def test_bulk_work_leaves_half_of_the_time_to_answers_being_written(engine, bridges, endless, monkeypatch):
+    passes, real = [], bridges["topic"].classify
+
+    def slow(*args, **kwargs):
+        passes.append(1)
+        time.sleep(0.06)  # a token takes 0.03
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(bridges["topic"], "classify", slow)
+    engine = engine()
+
+    async def ask():
+        async def classify():
+            while True:
+                await engine.classify("topic", [Reading(source="the mat")], LABELS)
+
+        bulk = [asyncio.ensure_future(classify()) for _ in range(3)]
+        while not passes:
+            await asyncio.sleep(0.005)
+        await answer(engine, "the cat", max_new_tokens=40)
+        for one in bulk:
+            one.cancel()
+        await asyncio.gather(*bulk, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
+    assert len(passes) <= 30, "two tokens a pass, not one"
+
+
+def test_several_long_answers_hold_no_short_one_up(engine, endless):
+    engine = engine(gather_steps=0, batch_wait_ms=0)
+
+    async def ask():
+        long = []
+        for _ in range(5):
+            long.append(asyncio.ensure_future(answer(engine, "the cat", max_new_tokens=200)))
+            while engine.num_writing < len(long):
+                await asyncio.sleep(0.005)
+        await answer(engine, "one", max_new_tokens=2)
+        assert not any(one.done() for one in long)
+        for one in long:
+            one.cancel()
+        await asyncio.gather(*long, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
+
+
+def test_no_batch_begins_above_the_positions_that_may_be_written_at_once(engine, endless):
+    engine = engine(gather_steps=0, batch_wait_ms=0, writing_tokens=200)
+
+    async def ask():
+        first = asyncio.ensure_future(answer(engine, "the cat", max_new_tokens=300))
+        while not engine.num_writing:
+            await asyncio.sleep(0.005)
+        second = asyncio.ensure_future(answer(engine, "one", max_new_tokens=2))
+        await asyncio.sleep(0.3)
+        assert engine.num_waiting == 1
+        first.cancel()
+        await second
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
+
+
+@pytest.mark.parametrize("beside", [1, 2])
+def test_a_batch_begins_after_so_many_tokens_of_each_however_many_are_written(engine, endless, monkeypatch, beside):
+    from layerbridge.serving import local_engine
+
+    steps, begun, real = [], [], local_engine.Decoding
+
+    class Counted(real):
+        def __init__(self, *args):
+            begun.append(len(steps))
+            super().__init__(*args)
+
+        def step(self):
+            steps.append(id(self))
+            return super().step()
+
+    monkeypatch.setattr(local_engine, "Decoding", Counted)
+    engine = engine(gather_steps=6, batch_wait_ms=0, batch_rows=1)
+
+    async def ask():
+        asked = [asyncio.ensure_future(answer(engine, "the cat", max_new_tokens=200)) for _ in range(beside + 1)]
+        while engine.num_writing < beside + 1:
+            await asyncio.sleep(0.005)
+        for one in asked:
+            one.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
+    assert begun[: beside + 1] == [0, 6, 18][: beside + 1]
+
+
+def test_a_failed_batch_holds_no_memory_while_its_halves_are_tried(engine, monkeypatch):
+    from layerbridge.serving import local_engine
+
+    class Activations:
+        pass
+
+    real, held = local_engine.Decoding, []
+
+    def fail(bridge, inputs, options):
+        assert not any(one() for one in held), "an earlier try's memory is still there"
+        if len(options) > 1:
+            mine = Activations()
+            held.append(weakref.ref(mine))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(bridge, inputs, options)
+
+    monkeypatch.setattr(local_engine, "Decoding", fail)
+    engine = engine(batch_wait_ms=300)
+
+    async def ask():
+        return await asyncio.gather(*(answer(engine, "the cat") for _ in range(4)))
+
+    assert len(asyncio.run(ask())) == 4
+    assert len(held) == 3, "of 4, 2 and 2"
+
+
+def longest_answer(bridge, text):
+    """Tokens that the LLM has positions for after bos, soft tokens and boundary."""
+    read = (
+        bridge.processor.count_source_tokens([text])[0] + 1 + (bridge.processor.llm_tokenizer.bos_token_id is not None)
+    )
+    return bridge.llm.config.max_position_embeddings - read
+
+
+def test_an_answer_above_the_llms_positions_is_refused_before_it_is_in_a_batch(engine, bridges, monkeypatch):
+    from layerbridge.serving import local_engine
+
+    monkeypatch.setattr(local_engine, "Decoding", lambda *args: pytest.fail("nothing is to be read"))
+    limit = bridges["plain"].llm.config.max_position_embeddings
+    engine = engine(max_new_tokens=limit)
+    too_many = longest_answer(bridges["plain"], "the cat") + 1
+    with pytest.raises(ApiError, match=rf"need {limit + 1} positions of the LLM, which takes {limit}") as found:
+        asyncio.run(answer(engine, "the cat", max_new_tokens=too_many))
+    assert found.value.code == "context_length_exceeded"
+
+
+def test_an_answer_of_all_of_the_llms_positions_is_begun(engine, bridges):
+    longest = longest_answer(bridges["plain"], "the cat")
+    engine = engine(max_new_tokens=longest)
+
+    async def begin():
+        events = engine.generate("plain", [Reading(source="the cat")], Writing(max_new_tokens=longest))
+        await anext(events)
+        await events.aclose()
+
+    asyncio.run(begin())
+
+
+def test_labels_are_bounded_together(engine):
+    engine = engine(max_label_tokens=20)
+    labels = [f"one two three {number}" for number in range(8)]
+    with pytest.raises(ApiError, match=r"The labels have \d+ LLM tokens together; at most 20 are taken") as found:
+        asyncio.run(engine.classify("topic", [Reading(source="the cat")], labels))
+    assert (found.value.status, found.value.param) == (400, "labels")
+
+
+def test_after_a_failure_of_the_device_the_engine_is_not_ready(engine, monkeypatch):
+    from layerbridge.serving import local_engine
+
+    def broken(*args):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(local_engine, "Decoding", broken)
+    engine = engine()
+    with pytest.raises(ApiError) as found:
+        asyncio.run(answer(engine, "the cat"))
+    assert found.value.status == 500
+    assert not engine.ready
+
+
 # -------------------------------------------------------------------------------------------------------------------
 # The waiting line alone
 
@@ -329,6 +504,40 @@ def test_rows_that_are_cancelled_or_cannot_be_read_are_left_out():
     assert len(line) == 2
     assert line.take(lambda one: one is not rows[0] and prepare(one)) == [rows[2]]
     assert len(line) == 0
+
+
+def test_a_row_that_is_cancelled_while_a_batch_is_made_is_not_read():
+    line = WaitingLine(Limits())
+    rows, read = [row(), row()], []
+    line.put(rows)
+
+    def leave(one):
+        read.append(one)
+        line.cancel([rows[1]])
+        return prepare(one)
+
+    assert line.take(leave) == [rows[0]]
+    assert read == [rows[0]]
+    assert len(line) == 0
+
+
+def test_texts_that_cannot_be_read_are_a_batch_of_work_too():
+    line = WaitingLine(Limits(batch_rows=3))
+    line.put([row() for _ in range(10)])
+    read = []
+    assert line.take(lambda one: bool(read.append(one))) == []
+    assert (len(read), len(line)) == (3, 7)
+
+
+def test_labels_count_in_a_batchs_positions():
+    line = WaitingLine(Limits(batch_tokens=100))
+    line.put([row("classify", labels=("x",)) for _ in range(5)])
+
+    def with_labels(one):
+        one.label_tokens = 40
+        return prepare(one)
+
+    assert len(line.take(with_labels)) == 2
 
 
 def test_waiting_ends_when_a_row_comes_or_the_line_closes():
