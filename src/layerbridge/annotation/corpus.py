@@ -34,6 +34,8 @@ class Corpus:
     """In the order of their names."""
     others: int
     """Files that lie there and are none."""
+    deep: bool
+    """Whether whatever lies below the root is part of it."""
 
 
 def find_corpus(source: str) -> Corpus:
@@ -48,7 +50,9 @@ def find_corpus(source: str) -> Corpus:
     try:
         fs, path = url_to_fs(source)
         root, pattern = _split(path)
+        deep = pattern is None or "**" in pattern
         if pattern is None and fs.isfile(path):
+            deep = False
             root, pattern = path.rpartition("/")[::2]
         folder = get_datafolder((root or "/", fs))
         names = folder.list_files() if pattern is None else folder.list_files(glob_pattern=pattern)
@@ -61,7 +65,7 @@ def find_corpus(source: str) -> Corpus:
     if not found:
         there = f"{len(names):,} files of other kinds" if names else "no file"
         raise DataError(f"{source}: found {there}. Wanted shards that end in {', '.join(ENDINGS)}; convert them.")
-    return Corpus(root=url, shards=found, others=len(names) - len(found))
+    return Corpus(root=url, shards=found, others=len(names) - len(found), deep=deep)
 
 
 def ending_of(name: str) -> str | None:
@@ -77,7 +81,7 @@ def refuse_output_inside(corpus: Corpus, output: DataFolder) -> None:
     """
     place = str(output.resolve_paths("")).rstrip("/")
     root = corpus.root.rstrip("/")
-    if place == root or place.startswith(root + "/"):
+    if corpus.deep and (place == root or place.startswith(root + "/")):
         raise DataError(
             f"The output {place} lies in the corpus {root}, so a rerun would read what this one writes. Take an OUTPUT "
             "outside of INPUT."
