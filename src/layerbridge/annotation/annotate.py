@@ -114,7 +114,7 @@ def prepare(request: Request) -> Prepared:
     source, output = get_datafolder(corpus.root), _output(request.output)
     refuse_output_inside(corpus, output)
     plan = Plan(
-        run=Path(request.run).name,
+        run=Path(request.run).absolute().name,
         bridge=checkpoint_fingerprint(request.run),
         options=options,
         shards=corpus.shards,
@@ -386,7 +386,9 @@ def _write_summary(output: DataFolder, sums: Mapping[str, Any]) -> None:
 
 
 def _failures(failed: Mapping[str, str | None], num_shards: int) -> str:
-    lines = [f"  {name}: {error or 'not done'}" for name, error in list(failed.items())[:SHOWN]]
+    lines = [
+        f"  {name}: {error or f'not done; its log is in {LOGS}/logs/'}" for name, error in list(failed.items())[:SHOWN]
+    ]
     if len(failed) > SHOWN:
         lines.append(f"  and {len(failed) - SHOWN:,} more; see {RECORDS}/ and {LOGS}/logs/ in the output")
     listed = "\n".join(lines)

@@ -55,17 +55,17 @@ def find_corpus(source: str) -> Corpus:
             deep = False
             root, pattern = path.rpartition("/")[::2]
         folder = get_datafolder((root or "/", fs))
-        names = folder.list_files() if pattern is None else folder.list_files(glob_pattern=pattern)
-        names = [name for name in names if not _hidden(name)]
-        shards = [name for name in names if ending_of(name) is not None]
-        found = tuple(Shard(name=name, size=int(folder.size(name))) for name in sorted(shards))
+        there = folder.find("", detail=True) if pattern is None else folder.glob(pattern, detail=True)
+        sizes = {name: info["size"] for name, info in there.items() if info["type"] == "file" and not _hidden(name)}
+        shards = sorted(name for name in sizes if ending_of(name) is not None)
+        found = tuple(Shard(name=name, size=int(sizes[name])) for name in shards)
         url = str(folder.resolve_paths(""))
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"{source} cannot be read: {error}. Wanted a file, a folder or a URL with shards.") from error
     if not found:
-        there = f"{len(names):,} files of other kinds" if names else "no file"
-        raise DataError(f"{source}: found {there}. Wanted shards that end in {', '.join(ENDINGS)}; convert them.")
-    return Corpus(root=url, shards=found, others=len(names) - len(found), deep=deep)
+        what = f"{len(sizes):,} files of other kinds" if sizes else "no file"
+        raise DataError(f"{source}: found {what}. Wanted shards that end in {', '.join(ENDINGS)}; convert them.")
+    return Corpus(root=url, shards=found, others=len(sizes) - len(found), deep=deep)
 
 
 def ending_of(name: str) -> str | None:

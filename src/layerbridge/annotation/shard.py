@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import pyarrow as pa
-
 from layerbridge.annotation.asking import ask
 from layerbridge.annotation.corpus import ENDINGS, ending_of
 from layerbridge.annotation.jsonl import JsonlShard, to_line
@@ -60,7 +58,7 @@ def annotate_shard(plan: Plan, rank: int, source: DataFolder, output: DataFolder
         bridge: loaded already.
 
     Raises:
-        AnnotationError: the shard cannot be read or written, with its name and the reason.
+        AnnotationError: whatever it failed at, with its name; other shards are none the worse.
     """
     sweep(output, rank)
     record = Record(shard=plan.shards[rank].name)
@@ -73,9 +71,7 @@ def annotate_shard(plan: Plan, rank: int, source: DataFolder, output: DataFolder
     except Exception as error:
         what = str(error) if isinstance(error, LayerbridgeError) else f"{type(error).__name__}: {error}"
         record.state, record.error = "failed", what
-        if isinstance(error, LayerbridgeError | OSError | pa.ArrowException):
-            raise AnnotationError(f"{record.shard}: {what}") from error
-        raise
+        raise AnnotationError(f"{record.shard}: {what}") from error  # datatrove's log has all of it
     finally:
         if record.state != "working":  # not on the way out of an interrupt
             write_record(output, rank, record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from layerbridge.annotation.executors import LOGS
@@ -27,7 +28,8 @@ def show_report(prepared: Prepared, report: Report, console: Console | None = No
     if report.submitted is not None:
         console.print(
             f"Submitted as Slurm job {report.submitted}. Look with: squeue --me; logs are in {output}/{LOGS}/. When it "
-            "is over, give the same command again: it says what came of it, or submits what is not done."
+            "is over, give the same command again: it says what came of it, or submits what is not done.",
+            markup=False,
         )
         return
     sums = report.sums
@@ -68,10 +70,10 @@ def show_plan(prepared: Prepared, estimate: Estimate | None, console: Console | 
     table.add_row("shards", f"{len(prepared.plan.shards):,}, {size / 1e6:,.1f} MB")
     if prepared.corpus.others:
         table.add_row("other files there", f"{prepared.corpus.others:,}, left alone")
-    table.add_row("columns read", ", ".join(options.columns.values()))
-    table.add_row("columns added", ", ".join(options.added))
+    table.add_row("columns read", escape(", ".join(options.columns.values())))
+    table.add_row("columns added", escape(", ".join(options.added)))
     if options.labels is not None:
-        table.add_row("labels", ", ".join(options.labels))
+        table.add_row("labels", escape(", ".join(options.labels)))
     if estimate is None:
         table.add_row("left", "nothing")
         console.print(table)
