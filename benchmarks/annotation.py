@@ -10,11 +10,11 @@ Rows a second are given with all of the loading, and of one worker once it has l
 any size costs. Each worker has one thread of two, so it is also what one core does here.
 
     python -m benchmarks.annotation
-    python -m benchmarks.annotation --rows 50000      # three times as long
+    python -m benchmarks.annotation --rows 50000      # six times as long
 
 Example row (two busy cores, so no figure to quote):
 
-    {"asked for": "labels", "workers": 2, "rows": 16000, "seconds": 96.0, "rows_per_second": 166.7, ...}
+    {"asked for": "labels", "workers": 2, "rows": 8000, "seconds": 80.0, "rows_per_second": 100.0, ...}
 """
 
 import hashlib
@@ -166,9 +166,9 @@ def speed(asked: str, output: Path, seconds: float, workers: int) -> dict[str, A
 
 def main() -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--rows", type=int, default=16_000)
+    parser.add_argument("--rows", type=int, default=8_000)
     parser.add_argument("--shards", type=int, default=20)
-    parser.add_argument("--generated-rows", type=int, default=2_000, help="of answers in free text, 8 tokens at most")
+    parser.add_argument("--generated-rows", type=int, default=1_000, help="of answers in free text, 8 tokens at most")
     parser.add_argument("--steps", type=int, default=20, help="updates that train the bridge")
     args = parser.parse_args()
     workers, kills = WORKERS, KILLS

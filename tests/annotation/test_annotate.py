@@ -183,6 +183,23 @@ def test_a_row_that_the_models_refuse_is_rejected_and_its_neighbours_are_not(run
     assert report.sums["written"] == 120 - len(sitting)
 
 
+def test_a_mistake_of_ours_in_one_shard_is_named_and_costs_no_other(run, corpus, tmp_path, monkeypatch):
+    plain = asking.ask
+
+    def failing(bridge, rows, options):
+        if rows[0].fields["id"].startswith("1-"):
+            raise ZeroDivisionError("by nothing")
+        return plain(bridge, rows, options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("layerbridge.annotation.shard.ask", failing)
+        with pytest.raises(FailedShardsError, match=r"shard-1\.jsonl: ZeroDivisionError: by nothing") as caught:
+            call(run, corpus, tmp_path / "out")
+    assert caught.value.report.sums["shards"] == 2
+    assert "ZeroDivisionError" in (tmp_path / "out/datatrove/logs/task_00001.log").read_text()
+    assert call(run, corpus, tmp_path / "out").here["rows"] == 45
+
+
 def test_prompts_with_several_fields_take_them_from_columns(pair_run, tmp_path):
     rows = [{"id": index, "a": "the cat", "b": text} for index, text in enumerate(texts(6, 0))]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
