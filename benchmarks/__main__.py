@@ -37,6 +37,7 @@ BENCHMARKS: dict[str, str] = {
     "two_processes": "6: two processes",
     "work_size": "7: the cost of an example as the work grows",
     "serving": "8: a server that batches against one that does not, and its memory",
+    "annotation": "9: a corpus annotated and killed, and rows a second",
 }
 """Name of the module -> the claim it is about."""
 

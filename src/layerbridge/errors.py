@@ -27,6 +27,10 @@ class CheckpointError(LayerbridgeError):
     """A checkpoint that is damaged, foreign, or belongs to other base models."""
 
 
+class AnnotationError(LayerbridgeError):
+    """Shards of a corpus that could not be annotated, or a worker that died at it."""
+
+
 def nearest(found: str, known: Iterable[str]) -> str | None:
     """Return the known name most like `found`, or None if none is close."""
     by_fold = {name.casefold(): name for name in known}

@@ -14,6 +14,12 @@ from tests.training.test_train import recipe as make_recipe
 from tests.training.test_train import rows  # noqa: F401
 
 FLAGS = {
+    "annotate": {
+        "--labels", "--probabilities", "--generate", "--max-new-tokens", "--stop", "--text-column", "--field", "-f",
+        "--raw", "--prompt", "--id-column", "--keep", "--prefix", "--too-long", "--max-source-tokens", "--batch-tokens",
+        "--workers", "--executor", "--executor-option", "--part", "--device", "--plan",
+        "--encoder", "--llm", "--trust-remote-code",
+    },
     "demo": {"--out", "--steps", "--languages", "--seed"},
     "train": {"--set", "-s", "--out", "--overwrite", "--cache", "--cache-limit", "--quiet"},
     "evaluate": {

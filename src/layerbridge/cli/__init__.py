@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from layerbridge.cli.annotate import annotate
 from layerbridge.cli.compare import compare
 from layerbridge.cli.demo import demo
 from layerbridge.cli.evaluate import evaluate
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, train, evaluate, compare, generate, inspect, harness, report, reproduce, select, serve):
+for command in (demo, train, evaluate, compare, generate, inspect, harness, report, reproduce, select, serve, annotate):
     app.command()(command)
 app.add_typer(tasks, name="tasks")
 

@@ -89,7 +89,7 @@ def load_bridge(
         CheckpointError: damaged, foreign, or for other bases.
         ModelError: a base that cannot be loaded.
     """
-    folder = _folder(path, revision)
+    folder = find_checkpoint(path, revision)
     header = read_header(folder)
     state = read_tensors(folder / TENSORS)
     found = tensors_fingerprint(state)
@@ -130,6 +130,12 @@ def read_header(folder: Path) -> dict[str, Any]:
             f"format {FORMAT_VERSION}. Use the version that wrote it: {header.get('layerbridge_version')}."
         )
     return header
+
+
+def checkpoint_fingerprint(path: str | Path) -> str:
+    """Return `Bridge.fingerprint` of the bridge that a checkpoint holds, without loading a model."""
+    header = read_header(find_checkpoint(path))
+    return str(header.get("fingerprint") or header["tensors_sha256"])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -233,7 +239,12 @@ def _check_bases(saved: Mapping[str, Mapping[str, Any]], loaded: Mapping[str, Ma
                 )
 
 
-def _folder(path: str | Path, revision: str | None) -> Path:
+def find_checkpoint(path: str | Path, revision: str | None = None) -> Path:
+    """Return the checkpoint folder of a checkpoint folder, a run folder or a hub name, or of `embedded`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     folder = Path(str(resources.files("layerbridge") / EMBEDDED / "bridge")) if path == EMBEDDED else Path(path)
     for candidate in (folder, folder / "checkpoint"):
         if (candidate / TENSORS).is_file():
