@@ -215,11 +215,10 @@ def _number(name: str, text: str, default: Any) -> Any:
         if text.lower() not in ("true", "false"):
             raise ConfigError(f"Executor option {name} is {text!r}; wanted true or false.")
         return text.lower() == "true"
-    kind: type[int] | type[float] | None = type(default) if isinstance(default, int | float) else None
-    if kind is None:
+    if not isinstance(default, int | float):
         return int(text) if name == "time" and text.isdigit() else text
     try:
-        return kind(text)
+        return int(text) if text.lstrip("-").isdigit() else float(text)  # memory may be half a GB
     except ValueError:
         raise ConfigError(f"Executor option {name} is {text!r}; wanted a number.") from None
 
