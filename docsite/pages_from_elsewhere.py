@@ -64,6 +64,8 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Let the links of a page lead where they lead in the site."""
     here = page.file.src_uri
+    if here.startswith("reports/"):  # wide tables, and no headings to list beside them
+        page.meta.setdefault("hide", []).append("toc")
     source = next((source for source, made in PAGES.items() if made == here), f"docs/{here}")
     repository = config.extra.get("repository") or ""
     return rewrite(markdown, source, here, {file.src_uri for file in files.documentation_pages()}, repository)

@@ -4,11 +4,14 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -101,6 +104,13 @@ def pages(site) -> dict[str, Page]:
     return {path.relative_to(site).as_posix(): Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
 def text_of(site: Path, page: str) -> str:
     return (site / page).read_text(encoding="utf-8")
 
@@ -158,6 +168,51 @@ def test_nothing_invents_where_the_site_stands(site, pages):
     assert not (site / "CNAME").exists()
 
 
+def test_in_a_browser_pages_fit_search_answers_and_nobody_else_is_asked(site):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    place = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if place is None:
+        pytest.skip("no Chromium on the PATH (chromium, chromium-browser, google-chrome)")
+    asked, complaints = [], []
+    handler = partial(Quiet, directory=site)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_api.sync_playwright() as playwright:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        browser = playwright.chromium.launch(executable_path=place, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        for name in ("method", "reference/recipe", "index"):
+            page.goto(f"{address}{name}.html")
+            for width in (360, 1440):
+                page.set_viewport_size({"width": width, "height": 900})
+                fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+                assert page.evaluate(fits), (name, width)
+        page.evaluate("document.querySelector('[data-md-toggle=search]').checked = true")
+        page.fill(".md-search__input", "entmax")
+        page.wait_for_selector(".md-search-result__item", state="attached")
+        browser.close()
+        server.shutdown()
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    assert complaints == []
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<img src="https://x.y/z.png">',
+        '<script src="//x.y/z.js"></script>',
+        '<link rel="stylesheet" href="http://x.y/z.css">',
+        '<link rel="preconnect" href="https://x.y">',
+        '<p style="background: url(https://x.y/z.png)">',
+        '<img srcset="a.png 1x, https://x.y/z.png 2x">',
+    ],
+)
+def test_what_would_be_fetched_from_elsewhere_is_found(html):
+    assert any(map(outside, Page(html).fetched))
+
+
 # --- links -----------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +246,15 @@ def test_every_document_is_a_page_in_the_navigation(site, pages):
     assert documents <= set(pages)
     led_to = {urlsplit(link).path for link in pages["index.html"].links}
     assert documents - led_to == set()
+
+
+def test_a_page_that_is_not_there_yet_is_left_out_of_the_navigation_and_taken_in_once_it_is(tmp_path, monkeypatch):
+    module = hook("pages_from_elsewhere")
+    monkeypatch.setattr(module, "NOT_YET", ("coming.md",))
+    nav = [{"Guides": [{"A": "a.md"}, {"Coming": "coming.md"}]}, {"Home": "index.md"}]
+    assert module._there(nav, tmp_path) == [{"Guides": [{"A": "a.md"}]}, {"Home": "index.md"}]
+    (tmp_path / "coming.md").touch()
+    assert module._there(nav, tmp_path) == nav
 
 
 def test_search_knows_every_page(site, pages):
