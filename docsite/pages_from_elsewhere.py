@@ -24,9 +24,6 @@ PAGES = {
 }
 """File of the repository -> page of the site."""
 
-NOT_YET = ("annotate.md",)
-"""Pages of the navigation that are left out while their files are not there."""
-
 BRANCH = "main"
 CODE_OR_LINK = re.compile(
     r"^ *(?P<fence>```+|~~~+).*?^ *(?P=fence) *$"
@@ -35,23 +32,6 @@ CODE_OR_LINK = re.compile(
     flags=re.M | re.S,
 )
 """What stands first is taken, so that nothing in code counts as a link, and code in a link's text is its text."""
-
-
-def on_config(config: Any) -> Any:
-    """Leave out what is not there yet."""
-    config.nav = _there(config.nav, Path(config.docs_dir))
-    return config
-
-
-def _there(nav: list[Any], docs: Path) -> list[Any]:
-    kept = []
-    for entry in nav:
-        ((title, target),) = entry.items()
-        if isinstance(target, list):
-            kept.append({title: _there(target, docs)})
-        elif target not in NOT_YET or (docs / target).is_file():
-            kept.append(entry)
-    return kept
 
 
 def on_files(files: Any, config: Any) -> Any:

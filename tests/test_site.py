@@ -248,15 +248,6 @@ def test_every_document_is_a_page_in_the_navigation(site, pages):
     assert documents - led_to == set()
 
 
-def test_a_page_that_is_not_there_yet_is_left_out_of_the_navigation_and_taken_in_once_it_is(tmp_path, monkeypatch):
-    module = hook("pages_from_elsewhere")
-    monkeypatch.setattr(module, "NOT_YET", ("coming.md",))
-    nav = [{"Guides": [{"A": "a.md"}, {"Coming": "coming.md"}]}, {"Home": "index.md"}]
-    assert module._there(nav, tmp_path) == [{"Guides": [{"A": "a.md"}]}, {"Home": "index.md"}]
-    (tmp_path / "coming.md").touch()
-    assert module._there(nav, tmp_path) == nav
-
-
 def test_search_knows_every_page(site, pages):
     index = json.loads(text_of(site, "search/search_index.json"))
     found = {entry["location"].split("#")[0] or "index.html" for entry in index["docs"]}
