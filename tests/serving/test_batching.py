@@ -452,6 +452,35 @@ def test_after_a_failure_of_the_device_the_engine_is_not_ready(engine, monkeypat
     assert not engine.ready
 
 
+def test_closing_does_not_wait_for_a_pass_that_does_not_end(engine, bridges, monkeypatch):
+    from layerbridge.serving import bridge_engine
+
+    begun, may_end = threading.Event(), threading.Event()
+
+    def stuck(*args, **kwargs):
+        begun.set()
+        may_end.wait(30)
+        return []
+
+    monkeypatch.setattr(bridge_engine, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(bridges["topic"], "classify", stuck)
+    engine = engine()
+
+    async def ask():
+        asked = asyncio.ensure_future(engine.classify("topic", [Reading(source="the mat")], LABELS))
+        await asyncio.to_thread(begun.wait)
+        await engine.close()
+        assert engine._thread.is_alive()
+        assert not engine.ready
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+
+    asyncio.run(ask())
+    may_end.set()
+    engine._thread.join(30)
+    assert not engine._thread.is_alive()
+
+
 # -------------------------------------------------------------------------------------------------------------------
 # The waiting line alone
 

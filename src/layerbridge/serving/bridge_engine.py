@@ -27,6 +27,10 @@ from layerbridge.serving.waiting_line import Row, Tokens, WaitingLine
 logger = logging.getLogger("layerbridge.serving")
 
 
+CLOSE_SECONDS = 5.0
+"""That a pass of the models has to end in, once the engine is closed."""
+
+
 class Observer(Protocol):
     """Who is told what the engine does, from its thread."""
 
@@ -126,10 +130,13 @@ class BridgeEngine(ABC):
         return [found[number] for number in range(len(texts))], num_tokens
 
     async def close(self) -> None:
-        """Give up what is unfinished and end the thread."""
+        """Give up what is unfinished and end the thread; a pass above `CLOSE_SECONDS` is left to itself."""
         for row in self._line.close():
             row.tell(shutting_down())
-        await asyncio.to_thread(self._thread.join)
+        # Not joined in another thread, which whoever ends the process would have to wait for.
+        until = time.monotonic() + CLOSE_SECONDS
+        while self._thread.is_alive() and time.monotonic() < until:
+            await asyncio.sleep(0.02)
 
     def start(self) -> None:
         """Let the thread begin."""

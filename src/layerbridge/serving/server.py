@@ -51,6 +51,8 @@ class Server(uvicorn.Server):
                 port=config.port,
                 log_level=log_level,
                 lifespan="on",
+                http="h11",  # httptools, where it is installed, bounds no headers
+                ws="none",
                 timeout_graceful_shutdown=1,  # answers have had their time by then
                 h11_max_incomplete_event_size=64 * 1024,
                 server_header=False,
@@ -101,7 +103,8 @@ class Server(uvicorn.Server):
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             await self._engine.close()
-        self.should_exit = True
+        finally:
+            self.should_exit = True
 
 
 def load_bridges(
