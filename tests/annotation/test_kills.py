@@ -41,16 +41,16 @@ def killed_after(seconds: float | None, *arguments, **options) -> bool:
 
 
 def test_killed_at_random_moments_and_rerun_it_is_what_an_undisturbed_run_writes(run, tmp_path, small_windows):
-    corpus = write_corpus(tmp_path / "in", shards=5, rows=40)
+    corpus = write_corpus(tmp_path / "in", shards=4, rows=20)
     start = time.perf_counter()
     call(run, corpus, tmp_path / "undisturbed")
     whole = time.perf_counter() - start
     draw = random.Random(time.time_ns())
-    kills = sum(killed_after(draw.uniform(0, whole), run, corpus, tmp_path / "killed") for _ in range(6))
+    kills = sum(killed_after(draw.uniform(0, whole), run, corpus, tmp_path / "killed") for _ in range(4))
     assert kills, "no kill came before the end"
     report = call(run, corpus, tmp_path / "killed")
     assert files(tmp_path / "killed") == files(tmp_path / "undisturbed")
-    assert report.sums["rows"] == 5 * 45
+    assert report.sums["rows"] == 4 * 25
     assert not [path for path in (tmp_path / "killed/partial").iterdir() if path.is_file()]
 
 
@@ -80,7 +80,7 @@ def test_a_kill_between_two_files_loses_and_doubles_nothing(run, tmp_path, point
 
 
 def test_a_killed_worker_ends_the_call_with_a_message_and_the_rerun_finishes(run, tmp_path):
-    corpus = write_corpus(tmp_path / "in", shards=4, rows=200)
+    corpus = write_corpus(tmp_path / "in", shards=4, rows=60)
     out = tmp_path / "out"
     victims = []
 
@@ -102,6 +102,6 @@ def test_a_killed_worker_ends_the_call_with_a_message_and_the_rerun_finishes(run
         assert time.monotonic() < deadline, "a worker lives on"
         time.sleep(0.05)
     report = call(run, corpus, out)
-    assert report.sums["rows"] == 4 * 205
+    assert report.sums["rows"] == 4 * 65
     call(run, corpus, tmp_path / "undisturbed")
     assert files(out) == files(tmp_path / "undisturbed")
