@@ -61,8 +61,25 @@ _WHY = {
 }
 
 
+MAX_FIELDS = 64
+"""Fields of an object inside a request. A validator notes each one that is wrong, so there have to be few."""
+
+
+def _few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_FIELDS:
+        raise ValueError(f"has {len(value)} fields; wanted at most {MAX_FIELDS}")
+    return value
+
+
 class _Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class _Inner(_Wire):
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_many(cls, data: Any) -> Any:
+        return _few(data)
 
 
 def _same(value: Any, neutral: Any) -> bool:
@@ -84,7 +101,7 @@ class _Request(_Wire):
                 if value is not None and not any(_same(value, one) for one in NEUTRAL[name]):
                     raise unsupported(name, _WHY.get(name, "a bridge cannot do it."))
             elif name not in IGNORED:
-                guess = nearest(name, [*cls.model_fields, *NEUTRAL])
+                guess = nearest(name[:100], [*cls.model_fields, *NEUTRAL])
                 hint = f" Did you mean {guess!r}?" if guess else ""
                 raise bad_request(
                     f"Unknown field {name[:100]!r}.{hint} Leave it out.", param=name[:100], code="unknown_parameter"
@@ -92,12 +109,12 @@ class _Request(_Wire):
         return kept
 
 
-class Extension(_Wire):
+class Extension(_Inner):
     """What goes beyond OpenAI's fields; through its client as `extra_body={"layerbridge": {...}}`."""
 
     raw: bool = False
     """The encoder reads the text as it is, without the prompt of the task that the bridge was trained on."""
-    fields: dict[str, str] | None = None
+    fields: Annotated[dict[str, str], BeforeValidator(_few)] | None = None
     """Fields of the task's prompt by name. The one that is left out is what the request gives as its text."""
 
 
@@ -109,9 +126,11 @@ def _no_bool(value: Any) -> Any:
 
 _Int = Annotated[int, BeforeValidator(_no_bool)]
 _Float = Annotated[float, BeforeValidator(_no_bool)]
+_Texts = Annotated[list[str], Field(fail_fast=True)]
+"""Read up to the first that is none: a million mistakes are told as one, and take no longer."""
 
 
-class StreamOptions(_Wire):
+class StreamOptions(_Inner):
     """Of a streamed answer."""
 
     include_usage: bool | None = False
@@ -125,7 +144,7 @@ class _Generation(_Request):
 
     model: str
     max_tokens: _Int | None = Field(default=None, ge=1)
-    stop: str | list[str] | None = None
+    stop: str | _Texts | None = None
     temperature: _Float | None = Field(default=None, ge=0, le=2)
     """0, the default here, is greedy."""
     top_p: _Float | None = Field(default=None, gt=0, le=1)
@@ -147,7 +166,7 @@ class _Generation(_Request):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class TextPart(_Wire):
+class TextPart(_Inner):
     """A part of a message."""
 
     type: Literal["text"]
@@ -160,7 +179,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
 
     @property
     def text(self) -> str:
@@ -173,7 +192,7 @@ class Message(BaseModel):
 class ChatRequest(_Generation):
     """`POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1)
     max_completion_tokens: _Int | None = Field(default=None, ge=1)
 
     @property
@@ -185,7 +204,7 @@ class ChatRequest(_Generation):
 class CompletionRequest(_Generation):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str]
+    prompt: str | _Texts
 
     @property
     def prompts(self) -> list[str]:
@@ -195,7 +214,7 @@ class CompletionRequest(_Generation):
 
 class _TextsRequest(_Request):
     model: str
-    texts: str | list[str]
+    texts: str | _Texts
     layerbridge: Extension = Extension()
 
     @property
@@ -207,7 +226,7 @@ class _TextsRequest(_Request):
 class ClassifyRequest(_TextsRequest):
     """`POST /v1/classify`."""
 
-    labels: list[str] | None = None
+    labels: _Texts | None = None
     """By default the answers of the task that the bridge was trained on."""
 
 
