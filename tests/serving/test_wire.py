@@ -1,10 +1,13 @@
 """Bodies of another form than wanted: few mistakes are told, however many there are, and in words about the request."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from layerbridge.serving.errors import ApiError
-from layerbridge.serving.wire import MAX_FIELDS, ChatRequest, ClassifyRequest, CompletionRequest, InspectRequest
+from layerbridge.serving.forms import MAX_FIELDS
+from layerbridge.serving.wire import ChatRequest, ClassifyRequest, CompletionRequest, InspectRequest
 
 MANY = 500_000
 CHAT = {"model": "plain", "messages": [{"role": "user", "content": "x"}]}
@@ -49,3 +52,31 @@ def test_of_a_long_unknown_name_the_beginning_alone_is_compared(monkeypatch):
     with pytest.raises(ApiError, match="Unknown field 'xxx"):
         ChatRequest.model_validate({**CHAT, "x" * 1_000_000: 1})
     assert compared == ["x" * 100]
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters(), max_size=9)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(field=st.sampled_from(["stop", "prompt", "texts", "labels", "content", "layerbridge", "seed"]), value=JSON)
+def test_places_of_mistakes_are_places_of_the_request(field, value):
+    """Names of members of a union, such as `str` and `list[str]`, are pydantic's own."""
+    request_type, body = {
+        "prompt": (CompletionRequest, {"model": "plain", "prompt": value}),
+        "texts": (ClassifyRequest, {"model": "plain", "texts": value}),
+        "labels": (ClassifyRequest, {"model": "plain", "texts": "x", "labels": value}),
+        "content": (ChatRequest, {"model": "plain", "messages": [{"role": "user", "content": value}]}),
+    }.get(field, (ChatRequest, {**CHAT, field: value}))
+    try:
+        request_type.model_validate(body)
+    except ValidationError as error:
+        for mistake in error.errors():
+            place = body
+            for part in mistake["loc"]:
+                if part == "[key]":  # a key that is no text, such as half a character
+                    break
+                place = place[part]

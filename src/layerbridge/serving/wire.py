@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from layerbridge.errors import nearest
 from layerbridge.serving.errors import bad_request, unsupported
+from layerbridge.serving.forms import Bounded, Content, Fields, Prompt, TextOrTexts, Texts
 
 IGNORED = frozenset(
     {
@@ -61,25 +62,8 @@ _WHY = {
 }
 
 
-MAX_FIELDS = 64
-"""Fields of an object inside a request. A validator notes each one that is wrong, so there have to be few."""
-
-
-def _few(value: Any) -> Any:
-    if isinstance(value, dict) and len(value) > MAX_FIELDS:
-        raise ValueError(f"has {len(value)} fields; wanted at most {MAX_FIELDS}")
-    return value
-
-
 class _Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-
-class _Inner(_Wire):
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_many(cls, data: Any) -> Any:
-        return _few(data)
 
 
 def _same(value: Any, neutral: Any) -> bool:
@@ -109,12 +93,12 @@ class _Request(_Wire):
         return kept
 
 
-class Extension(_Inner):
+class Extension(_Wire, Bounded):
     """What goes beyond OpenAI's fields; through its client as `extra_body={"layerbridge": {...}}`."""
 
     raw: bool = False
     """The encoder reads the text as it is, without the prompt of the task that the bridge was trained on."""
-    fields: Annotated[dict[str, str], BeforeValidator(_few)] | None = None
+    fields: Fields | None = None
     """Fields of the task's prompt by name. The one that is left out is what the request gives as its text."""
 
 
@@ -126,11 +110,9 @@ def _no_bool(value: Any) -> Any:
 
 _Int = Annotated[int, BeforeValidator(_no_bool)]
 _Float = Annotated[float, BeforeValidator(_no_bool)]
-_Texts = Annotated[list[str], Field(fail_fast=True)]
-"""Read up to the first that is none: a million mistakes are told as one, and take no longer."""
 
 
-class StreamOptions(_Inner):
+class StreamOptions(_Wire, Bounded):
     """Of a streamed answer."""
 
     include_usage: bool | None = False
@@ -144,7 +126,7 @@ class _Generation(_Request):
 
     model: str
     max_tokens: _Int | None = Field(default=None, ge=1)
-    stop: str | _Texts | None = None
+    stop: TextOrTexts | None = None
     temperature: _Float | None = Field(default=None, ge=0, le=2)
     """0, the default here, is greedy."""
     top_p: _Float | None = Field(default=None, gt=0, le=1)
@@ -166,20 +148,13 @@ class _Generation(_Request):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class TextPart(_Inner):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
 class Message(BaseModel):
     """One message of a chat."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    content: Content | None = None
 
     @property
     def text(self) -> str:
@@ -204,7 +179,7 @@ class ChatRequest(_Generation):
 class CompletionRequest(_Generation):
     """`POST /v1/completions`."""
 
-    prompt: str | _Texts
+    prompt: Prompt
 
     @property
     def prompts(self) -> list[str]:
@@ -214,7 +189,7 @@ class CompletionRequest(_Generation):
 
 class _TextsRequest(_Request):
     model: str
-    texts: str | _Texts
+    texts: TextOrTexts
     layerbridge: Extension = Extension()
 
     @property
@@ -226,7 +201,7 @@ class _TextsRequest(_Request):
 class ClassifyRequest(_TextsRequest):
     """`POST /v1/classify`."""
 
-    labels: _Texts | None = None
+    labels: Texts | None = None
     """By default the answers of the task that the bridge was trained on."""
 
 
