@@ -14,6 +14,16 @@ from layerbridge.serving.server import build_server_config, load_bridges, model_
 from tests.serving.running import running
 
 CHAT = "/v1/chat/completions"
+TEXT = {"type": "text", "text": "x"}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+AUDIO = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
+
+
+def said(content, role="user"):
+    return {"model": "topic", "messages": [{"role": role, "content": content}]}
+
+
+TOPIC = said("x")
 
 
 def error(response, status):
@@ -53,38 +63,60 @@ def test_bodies_that_are_no_request_are_400(alive, body):
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "param"),
+    ("path", "body", "param", "words"),
     [
-        (CHAT, {}, "model"),
-        (CHAT, {"model": "topic"}, "messages"),
-        (CHAT, {"model": "topic", "messages": []}, "messages"),
-        (CHAT, {"model": "topic", "messages": "hello"}, "messages"),
-        (CHAT, {"model": 5, "messages": [{"role": "user", "content": "x"}]}, "model"),
-        (CHAT, {"model": "topic", "messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
-        (CHAT, {"model": "topic", "messages": [{"role": "user"}]}, "messages"),
-        (CHAT, {"model": "topic", "messages": [{"role": "user", "content": ""}]}, "messages"),
-        (CHAT, {"model": "topic", "messages": [{"role": "system", "content": "x"}]}, "messages"),
-        (CHAT, {"model": "topic", "messages": [{"role": "user", "content": "x"}] * 257}, "messages"),
-        (CHAT, {"model": "topic", "messages": [{"role": "user", "content": "x"}], "stream": "often"}, "stream"),
-        (CHAT, {"model": "topic", "messages": [{"role": "user", "content": "x"}], "max_tokens": True}, "max_tokens"),
-        (CHAT, {"model": "topic", "messages": [{"role": "user", "content": "x"}], "stream_options": {}}, "stream_opt"),
-        ("/v1/completions", {"model": "plain", "prompt": []}, "prompt"),
-        ("/v1/completions", {"model": "plain", "prompt": ["x", ""]}, "prompt[1]"),
-        ("/v1/completions", {"model": "plain", "prompt": ["x"] * 257}, "prompt"),
-        ("/v1/completions", {"model": "plain", "prompt": "x", "suffix": "y"}, "suffix"),
-        ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": []}, "labels"),
-        ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": ["a", "a"]}, "labels"),
-        ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": [" "]}, "labels"),
-        ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": ["a" * 501]}, "labels"),
-        ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": [str(n) for n in range(257)]}, "labels"),
-        ("/v1/inspect", {"model": "plain", "texts": [1]}, "texts"),
+        (CHAT, {}, "model", "model: field required. There is 1 more mistake."),
+        (CHAT, {"model": "topic"}, "messages", "messages: field required."),
+        (CHAT, TOPIC | {"messages": []}, "messages", "messages: list should have at least 1 item after validation"),
+        (CHAT, TOPIC | {"messages": "hello"}, "messages", "messages: input should be a valid list."),
+        (CHAT, TOPIC | {"model": 5}, "model", "model: input should be a valid string."),
+        (CHAT, TOPIC | {"model": 5, "seed": "x", "top_k": []}, "model", "There are 2 more mistakes."),
+        (CHAT, said("x", role="robot"), "messages.0.role", "messages.0.role: input should be 'system', 'developer',"),
+        (CHAT, TOPIC | {"messages": [{"role": "user"}]}, "messages", "There is no text for the encoder"),
+        (CHAT, said(""), "messages", "There is no text for the encoder"),
+        (CHAT, said("x", role="system"), "messages", "There is no text for the encoder"),
+        (CHAT, TOPIC | {"messages": [{"role": "user", "content": "x"}] * 257}, "messages", "Got 257 messages"),
+        (CHAT, said(5), "messages.0.content", "found a number; wanted text, or a list of parts of type 'text'."),
+        (CHAT, said({}), "messages.0.content", "found an object; wanted text, or a list"),
+        (CHAT, said([IMAGE]), "messages.0.content", "found a part of type 'image_url' at 0; images, audio and files"),
+        (CHAT, said([TEXT, AUDIO]), "messages.0.content", "found a part of type 'input_audio' at 1; images, audio"),
+        (CHAT, said([TEXT, 5]), "messages.0.content", "found a number at 1; wanted a part, {'type': 'text', "),
+        (CHAT, said([{"text": "x"}]), "messages.0.content", "the part at 0 has no type; wanted {'type': 'text'"),
+        (CHAT, said([{"type": "text"}]), "messages.0.content", "the part at 0 has no text; wanted {'type': 'text'"),
+        (CHAT, said([{"type": 5, "text": "x"}]), "messages.0.content", "found a number as the type of the part at 0"),
+        (CHAT, said([TEXT | {"text": 5}]), "messages.0.content", "found a number in the part at 0; wanted text."),
+        (CHAT, said([TEXT | {"x": 5}]), "messages.0.content", "the part at 0 has the unknown field 'x'. Leave it out."),
+        (CHAT, TOPIC | {"stream": "often"}, "stream", "stream: input should be a valid boolean"),
+        (CHAT, TOPIC | {"max_tokens": True}, "max_tokens", "max_tokens: wanted a number, found true or false."),
+        (CHAT, TOPIC | {"stream_options": {}}, "stream_options", "stream_options goes with stream: true."),
+        (CHAT, TOPIC | {"stop": 5}, "stop", "stop: found a number; wanted text, or a list of texts."),
+        (CHAT, TOPIC | {"stop": ["a", None]}, "stop", "stop: found null at 1; wanted text."),
+        (CHAT, TOPIC | {"layerbridge": 5}, "layerbridge", "layerbridge: input should be a valid dictionary"),
+        (CHAT, TOPIC | {"layerbridge": {"fields": {"str": 5}}}, "layerbridge.fields.str", "input should be a valid st"),
+        ("/v1/completions", {"model": "plain", "prompt": []}, "prompt", "Got 0 texts; wanted 1 to 256."),
+        ("/v1/completions", {"model": "plain", "prompt": ["x", ""]}, "prompt[1]", "There is no text for the encoder"),
+        ("/v1/completions", {"model": "plain", "prompt": ["x"] * 257}, "prompt", "Got 257 texts"),
+        ("/v1/completions", {"model": "plain", "prompt": [1, 2]}, "prompt", "prompt: found token ids; only text is re"),
+        ("/v1/completions", {"model": "plain", "prompt": [[1], [2]]}, "prompt", "prompt: found token ids; only text "),
+        ("/v1/completions", {"model": "plain", "prompt": ["x", 2]}, "prompt", "prompt: found a number at 1; wanted text."),
+        ("/v1/completions", {"model": "plain", "prompt": None}, "prompt", "prompt: found null; wanted text, or a list of"),
+        ("/v1/completions", {"model": "plain", "prompt": True}, "prompt", "prompt: found true; wanted text, or a list of"),
+        ("/v1/completions", {"model": "plain", "prompt": "x", "suffix": "y"}, "suffix", "suffix is not supported"),
+        ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": []}, "labels", "Got 0 labels"),
+        ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": "a"}, "labels", "labels: found text; wanted a l"),
+        ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": ["a", "a"]}, "labels", "A label is there twice"),
+        ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": [" "]}, "labels", "A label has 1 characters"),
+        ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": ["a" * 501]}, "labels", "A label has 501"),
+        ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": list(map(str, range(257)))}, "labels", "Got 257"),
+        ("/v1/inspect", {"model": "plain", "texts": [1]}, "texts", "texts: found a number at 0; wanted text."),
+        ("/v1/inspect", {"model": "plain", "texts": ["x", "a\ud800"]}, "texts", "found half a character (a lone surr"),
     ],
-    ids=lambda value: str(value)[:60],
+    ids=lambda value: ascii(value)[:60],
 )  # fmt: skip
-def test_wrong_fields_are_400_and_named(alive, path, body, param):
-    found = error(alive.post(path, body), 400)
-    assert found["param"] is not None
-    assert found["param"].startswith(param)
+def test_wrong_fields_are_400_and_named(alive, path, body, param, words):
+    found = error(alive.raw(path, json.dumps(body)), 400)
+    assert found["param"] == param
+    assert words in found["message"]
 
 
 def test_a_million_characters_are_refused_and_answered(alive):

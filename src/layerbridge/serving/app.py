@@ -278,13 +278,17 @@ def _add_failures(app: FastAPI) -> None:
 def _invalid(found: Sequence[Mapping[str, Any]]) -> ApiError:
     """Return the error for a body that has another form than wanted; what it held is not repeated."""
     first = found[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body" and not str(part).startswith("function-"))
-    param = place[:200] or None
+    param = _place(first)[:200] or None
     if first["type"] == "json_invalid":
         return bad_request("The body is not JSON. Send a JSON object.", code="invalid_json")
-    message = str(first["msg"])
-    more = f" There are {len(found) - 1} more mistakes." if len(found) > 1 else ""
+    message = str(first["msg"]).removeprefix("Value error, ")
+    others = len({_place(one) for one in found}) - 1
+    more = f" There {'is' if others == 1 else 'are'} {others} more mistake{'s' * (others > 1)}." if others else ""
     return bad_request(f"{param or 'The body'}: {message[:1].lower()}{message[1:]}.{more}", param=param)
+
+
+def _place(mistake: Mapping[str, Any]) -> str:
+    return ".".join(str(part) for part in mistake["loc"] if part != "body")
 
 
 def _describe(app: FastAPI) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from layerbridge.errors import nearest
 from layerbridge.serving.errors import bad_request, unsupported
+from layerbridge.serving.forms import Bounded, Content, Fields, Prompt, TextOrTexts, Texts
 
 IGNORED = frozenset(
     {
@@ -84,7 +85,7 @@ class _Request(_Wire):
                 if value is not None and not any(_same(value, one) for one in NEUTRAL[name]):
                     raise unsupported(name, _WHY.get(name, "a bridge cannot do it."))
             elif name not in IGNORED:
-                guess = nearest(name, [*cls.model_fields, *NEUTRAL])
+                guess = nearest(name[:100], [*cls.model_fields, *NEUTRAL])
                 hint = f" Did you mean {guess!r}?" if guess else ""
                 raise bad_request(
                     f"Unknown field {name[:100]!r}.{hint} Leave it out.", param=name[:100], code="unknown_parameter"
@@ -92,12 +93,12 @@ class _Request(_Wire):
         return kept
 
 
-class Extension(_Wire):
+class Extension(_Wire, Bounded):
     """What goes beyond OpenAI's fields; through its client as `extra_body={"layerbridge": {...}}`."""
 
     raw: bool = False
     """The encoder reads the text as it is, without the prompt of the task that the bridge was trained on."""
-    fields: dict[str, str] | None = None
+    fields: Fields | None = None
     """Fields of the task's prompt by name. The one that is left out is what the request gives as its text."""
 
 
@@ -111,7 +112,7 @@ _Int = Annotated[int, BeforeValidator(_no_bool)]
 _Float = Annotated[float, BeforeValidator(_no_bool)]
 
 
-class StreamOptions(_Wire):
+class StreamOptions(_Wire, Bounded):
     """Of a streamed answer."""
 
     include_usage: bool | None = False
@@ -125,7 +126,7 @@ class _Generation(_Request):
 
     model: str
     max_tokens: _Int | None = Field(default=None, ge=1)
-    stop: str | list[str] | None = None
+    stop: TextOrTexts | None = None
     temperature: _Float | None = Field(default=None, ge=0, le=2)
     """0, the default here, is greedy."""
     top_p: _Float | None = Field(default=None, gt=0, le=1)
@@ -147,20 +148,13 @@ class _Generation(_Request):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class TextPart(_Wire):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
 class Message(BaseModel):
     """One message of a chat."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: Content | None = None
 
     @property
     def text(self) -> str:
@@ -173,7 +167,7 @@ class Message(BaseModel):
 class ChatRequest(_Generation):
     """`POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1)
     max_completion_tokens: _Int | None = Field(default=None, ge=1)
 
     @property
@@ -185,7 +179,7 @@ class ChatRequest(_Generation):
 class CompletionRequest(_Generation):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str]
+    prompt: Prompt
 
     @property
     def prompts(self) -> list[str]:
@@ -195,7 +189,7 @@ class CompletionRequest(_Generation):
 
 class _TextsRequest(_Request):
     model: str
-    texts: str | list[str]
+    texts: TextOrTexts
     layerbridge: Extension = Extension()
 
     @property
@@ -207,7 +201,7 @@ class _TextsRequest(_Request):
 class ClassifyRequest(_TextsRequest):
     """`POST /v1/classify`."""
 
-    labels: list[str] | None = None
+    labels: Texts | None = None
     """By default the answers of the task that the bridge was trained on."""
 
 
