@@ -130,7 +130,7 @@ def test_a_million_characters_are_refused_and_answered(alive):
     found = error(alive.post(CHAT, {"model": "plain", "messages": system}), 400)
     assert "LLM tokens; at most 1024" in found["message"]
     stretched = {"model": "plain", "prompt": "one two", "max_tokens": 1024}
-    assert "positions and takes 512" in error(alive.post("/v1/completions", stretched), 400)["message"]
+    assert "positions of the LLM, which takes 512" in error(alive.post("/v1/completions", stretched), 400)["message"]
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["announced", "in chunks"])
