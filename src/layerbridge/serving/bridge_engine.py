@@ -26,9 +26,10 @@ from layerbridge.serving.waiting_line import Row, Tokens, WaitingLine
 
 logger = logging.getLogger("layerbridge.serving")
 
-
 CLOSE_SECONDS = 5.0
-"""That a pass of the models has to end in, once the engine is closed."""
+"""That the thread has to end its pass when the engine is closed."""
+POLL_SECONDS = 0.02
+"""Between looks at whether it has."""
 
 
 class Observer(Protocol):
@@ -130,13 +131,16 @@ class BridgeEngine(ABC):
         return [found[number] for number in range(len(texts))], num_tokens
 
     async def close(self) -> None:
-        """Give up what is unfinished and end the thread; a pass above `CLOSE_SECONDS` is left to itself."""
+        """Give up what is unfinished and end the thread; a pass that does not end is left after a few seconds."""
         for row in self._line.close():
             row.tell(shutting_down())
-        # Not joined in another thread, which whoever ends the process would have to wait for.
-        until = time.monotonic() + CLOSE_SECONDS
-        while self._thread.is_alive() and time.monotonic() < until:
-            await asyncio.sleep(0.02)
+        # Looked at, not joined in another thread: that could not be given up, and the process would wait for it.
+        end = time.monotonic() + CLOSE_SECONDS
+        while self._thread.is_alive():
+            if time.monotonic() >= end:
+                logger.warning("the engine's pass did not end within %g seconds; it is left", CLOSE_SECONDS)
+                return
+            await asyncio.sleep(POLL_SECONDS)
 
     def start(self) -> None:
         """Let the thread begin."""

@@ -106,6 +106,16 @@ class Server(uvicorn.Server):
         finally:
             self.should_exit = True
 
+    async def shutdown(self, sockets=None) -> None:  # type: ignore[no-untyped-def]
+        """Close the connections and the engine; a second signal leaves whatever is still waited for."""
+        closing = asyncio.ensure_future(super().shutdown(sockets))
+        while not closing.done():
+            if self.force_exit:
+                closing.cancel()
+            await asyncio.wait({closing}, timeout=POLL_SECONDS)
+        if not closing.cancelled():
+            closing.result()
+
 
 def load_bridges(
     runs: Sequence[str],
