@@ -126,7 +126,7 @@ class LocalEngine(BridgeEngine):
             if one.text:
                 row.tell(Wrote(row.number, one.text))
             if one.finish == "failed":
-                row.tell(self._failure(not_numbers(row.reading.source)))
+                row.tell(self._failure(not_numbers(row.reading.source, "tokens after")))
             elif one.finish:
                 row.tell(Ended(row.number, one.finish, one.num_tokens))
 
