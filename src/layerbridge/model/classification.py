@@ -92,8 +92,8 @@ class ClassificationMixin(ScoringMixin):
 def not_numbers(text: str, what: str = "labels of") -> DataError:
     """Return the error for a text that an LLM answers with what is no number."""
     return DataError(
-        f"The log-probabilities of the {what} {text[:40]!r} are not numbers, so none of them is the best. Load the models in "
-        "float32 (encoder.dtype, llm.dtype); a shorter dtype may have overflowed."
+        f"The log-probabilities of the {what} {text[:40]!r} are not numbers, so none of them is the best. Load the "
+        "models in float32 (encoder.dtype, llm.dtype); a shorter dtype may have overflowed."
     )
 
 
