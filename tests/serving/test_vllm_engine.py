@@ -175,15 +175,15 @@ def test_a_client_that_leaves_ends_its_answer_at_vllm(through, knobs, stream):
         else:
             with pytest.raises(httpx.ReadTimeout):
                 client.post("/v1/completions", json=body, timeout=0.5)
-    wait_until(lambda: knobs.num_running == 0, seconds=5)
+    wait_until(lambda: knobs.num_running == 0)
     assert knobs.num_left == left + 2
-    wait_until(lambda: through.engine.num_writing == 0, seconds=5)
+    wait_until(lambda: through.engine.num_writing == 0)
 
 
 def test_a_stop_string_ends_the_answer_at_vllm(through, knobs):
     body = {"model": "plain", "prompt": "the cat", "max_tokens": 300, "stop": ["a", "e", "o", "i", " "]}
     assert through.post("/v1/completions", body).status_code == 200
-    wait_until(lambda: knobs.num_running == 0, seconds=5)
+    wait_until(lambda: knobs.num_running == 0)
 
 
 @pytest.mark.parametrize(
