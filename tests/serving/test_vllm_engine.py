@@ -170,7 +170,8 @@ def test_a_client_that_leaves_ends_its_answer_at_vllm(through, knobs, stream):
     with httpx.Client(base_url=through.url, timeout=60) as client:
         if stream:
             with client.stream("POST", "/v1/completions", json=body) as response:
-                next(response.iter_lines())
+                lines = response.iter_lines()  # kept: its end would close the connection
+                next(lines)
                 wait_until(lambda: knobs.num_running == 2)
         else:
             with pytest.raises(httpx.ReadTimeout):
