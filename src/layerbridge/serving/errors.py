@@ -110,6 +110,12 @@ def too_many_requests(limit: int) -> ApiError:
     return ApiError(429, message, code="too_many_requests", headers={"Retry-After": "1"})
 
 
+def too_many_connections(limit: int) -> ApiError:
+    """Return the error for a connection above the limit."""
+    message = f"{limit} connections are open, which is the limit. Close idle ones, or ask again in a moment."
+    return ApiError(503, message, code="too_many_connections")
+
+
 def queue_full(waiting: int, wanted: int, limit: int) -> ApiError:
     """Return the error for texts that find no place in the queue."""
     message = f"{waiting} texts wait and {wanted} more would be over the limit of {limit}. Ask again in a moment."

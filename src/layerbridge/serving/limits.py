@@ -39,10 +39,16 @@ class Limits(FrozenConfig):
     """LLM tokens of one answer where the request does not say."""
     max_requests: int = Field(default=512, ge=1)
     """Requests that are being worked on or wait, at once. 429."""
+    max_connections: int = Field(default=640, ge=1)
+    """Connections at once, idle ones too: under the 1,024 files that many systems let a process open. Those above are
+    closed, after a 503 that not every client sees."""
     max_queue: int = Field(default=1024, ge=1)
     """Texts that wait for a place in a batch. 429."""
     request_seconds: float = Field(default=300.0, gt=0)
     """Seconds from a request's whole body to the last byte of the answer, waiting included. 504."""
+    header_seconds: float = Field(default=15.0, gt=0)
+    """Seconds that a request's head may take to arrive, from the connection or the response before; and that a client
+    may read nothing of a response that is made. The connection is closed."""
     body_seconds: float = Field(default=30.0, gt=0)
     """Seconds that a request's body may take to arrive. 408."""
     shutdown_seconds: float = Field(default=30.0, ge=0)
@@ -68,6 +74,11 @@ class Limits(FrozenConfig):
             raise ValueError(
                 f"default_new_tokens is {self.default_new_tokens} and max_new_tokens {self.max_new_tokens}; "
                 "wanted a default within the limit"
+            )
+        if self.max_connections < self.max_requests:
+            raise ValueError(
+                f"max_connections is {self.max_connections} and max_requests {self.max_requests}; wanted a connection "
+                "for each request"
             )
         return self
 

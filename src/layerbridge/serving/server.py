@@ -16,6 +16,7 @@ from layerbridge.errors import ConfigError
 from layerbridge.model.bridge import Bridge
 from layerbridge.model.checkpoint import load_bridge
 from layerbridge.serving.app import build_app
+from layerbridge.serving.connection import ConnectionConfig
 from layerbridge.serving.engine import Engine
 from layerbridge.serving.gate import Gate
 from layerbridge.serving.limits import API_KEY, ServerConfig, is_loopback
@@ -45,16 +46,14 @@ class Server(uvicorn.Server):
 
     def __init__(self, gate: Gate, engine: Engine, config: ServerConfig, *, log_level: str = "warning") -> None:
         super().__init__(
-            uvicorn.Config(
+            ConnectionConfig(
                 gate,
+                config.limits,
                 host=config.host.strip("[]"),
                 port=config.port,
                 log_level=log_level,
                 lifespan="on",
-                http="h11",  # httptools, where it is installed, bounds no headers
-                ws="none",
                 timeout_graceful_shutdown=1,  # answers have had their time by then
-                h11_max_incomplete_event_size=64 * 1024,
                 server_header=False,
             )
         )
