@@ -184,6 +184,7 @@ def test_what_is_no_http_gets_an_answer_in_openais_form(sent):
         line.sendall(sent + b"\r\n\r\n")
         head, _, body = rest(line).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"x-request-id: req_" in head
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 

@@ -32,6 +32,15 @@ def test_a_chat_is_what_generate_gives_for_the_rendered_text(client, bridges):
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
+def test_answers_and_errors_have_the_ids_that_the_client_shows(client):
+    ids = [client.chat.completions.create(model="topic", messages=user("x"), max_tokens=2)._request_id]
+    with pytest.raises(openai.BadRequestError) as found:
+        client.chat.completions.create(model="topic", messages=user(""))
+    ids.append(found.value.request_id)
+    assert all(one.startswith("req_") for one in ids)
+    assert ids[0] != ids[1]
+
+
 def test_other_messages_are_read_by_the_llm_before_the_configured_prompt(client, bridges):
     messages = [
         {"role": "system", "content": "be brief"},

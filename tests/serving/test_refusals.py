@@ -1,6 +1,7 @@
 """Whatever is sent: the right status, OpenAI's form of errors, and a server that lives on."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -266,6 +267,46 @@ def test_metrics_count_requests_tokens_and_batches(bridges):
         'layerbridge_request_seconds_count{route="/v1/completions"} 1.0',
     ):
         assert line in text.splitlines(), line
+
+
+def test_every_response_has_an_id_of_its_own(alive):
+    stream = {"model": "plain", "prompt": "the cat", "max_tokens": 2, "stream": True}
+    mine = {"x-request-id": "mine"}
+    found = [
+        alive.get("/healthz", headers=mine),
+        alive.get("/"),
+        alive.get("/metrics"),
+        alive.get("/nowhere", headers=mine),
+        alive.get("/v1/models", headers={"host": "evil.example"}),
+        alive.raw(CHAT, b"{"),
+        alive.raw(CHAT, b"x" * 2_000_000),
+        alive.post("/v1/completions", stream),
+    ]
+    ids = [response.headers.get_list("x-request-id") for response in found]
+    assert all(len(one) == 1 and re.fullmatch("req_[0-9a-f]{32}", one[0]) for one in ids), ids
+    assert len({one for (one,) in ids}) == len(ids)
+
+
+@pytest.mark.parametrize("where", ["a route", "the engine"])
+def test_the_log_of_a_500_has_the_responses_id(bridges, monkeypatch, caplog, where):
+    def fail(*arguments, **options):
+        raise RuntimeError("a reason for the log alone")
+
+    target = (
+        "layerbridge.serving.app.read_texts" if where == "a route" else "layerbridge.model.bridge.Bridge.layer_weights"
+    )
+    monkeypatch.setattr(target, fail)
+    with running(bridges) as server:
+        found = server.post("/v1/inspect", {"model": "plain", "texts": ["x"]})
+        assert error(found, 500)["code"] == "internal_error"
+        assert "a reason" not in found.text
+        assert server.get("/readyz").status_code == 200
+    request_id = found.headers["x-request-id"]
+    logged = [record for record in caplog.records if request_id in record.getMessage()]
+    assert len(logged) == 1, "one line has it"
+    assert logged[0].levelname == "ERROR"
+    assert "a reason for the log alone" in caplog.text
+    assert caplog.text.count("Traceback") == 1
 
 
 # -------------------------------------------------------------------------------------------------------------------

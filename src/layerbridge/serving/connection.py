@@ -15,6 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from layerbridge.serving.errors import ApiError, bad_request, too_many_connections
+from layerbridge.serving.gate import request_id_header
 from layerbridge.serving.limits import Limits
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -132,13 +133,14 @@ class Connection(H11Protocol):
             self.transport.abort()
             return
         body = error.encoded()
-        headers = {
-            "content-type": "application/json",
-            "content-length": str(len(body)),
-            "connection": "close",
-        }
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+            request_id_header()[0],
+        ]
         phrase = HTTPStatus(error.status).phrase.encode()
-        status = h11.Response(status_code=error.status, headers=list(headers.items()), reason=phrase)
+        status = h11.Response(status_code=error.status, headers=headers, reason=phrase)
         for event in (status, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

@@ -8,7 +8,9 @@ still sending would otherwise see a broken connection instead of the answer.
 import asyncio
 import hashlib
 import hmac
+import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -23,6 +25,8 @@ from layerbridge.serving.errors import (
 )
 from layerbridge.serving.limits import ServerConfig, is_loopback
 from layerbridge.serving.metrics import Metrics
+
+logger = logging.getLogger("layerbridge.serving")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -64,17 +68,28 @@ class Gate:
             await self.app(scope, receive, send)
             return
         start, status = time.perf_counter(), 499  # stays where the client leaves before the answer
+        named, request_id = request_id_header()
+        whole = False
 
         async def counted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, whole
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), named]}
+            elif message["type"] == "http.response.body":
+                whole = not message.get("more_body", False)
             await send(message)
 
         try:
             await self._let_in(scope, receive, counted)
+            if status == 500:
+                logger.error("request %s got status 500", request_id)  # why is in the line of whoever failed
         except ApiError as error:
             await _refuse(error, counted)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if not whole:  # else Starlette has answered it, and raised it on for us to log
+                raise
         finally:
             self.metrics.answered(scope["path"], status, time.perf_counter() - start)
 
@@ -151,6 +166,12 @@ class Gate:
                         return bytes(body)
         except TimeoutError:
             raise body_too_slow(self.limits.body_seconds) from None
+
+
+def request_id_header() -> tuple[tuple[bytes, bytes], str]:
+    """Return the header that names a response, for its client to quote, and the name; none is taken from outside."""
+    request_id = f"req_{uuid.uuid4().hex}"
+    return (b"x-request-id", request_id.encode("ascii")), request_id
 
 
 def _digest(key: bytes) -> bytes:
