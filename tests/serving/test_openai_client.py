@@ -215,6 +215,18 @@ def test_a_failure_within_a_stream_reaches_the_client(bridges):
             bridge.llm.forward = step
 
 
+def test_the_client_passes_over_signs_of_life(bridges, endless, monkeypatch):
+    monkeypatch.setattr("layerbridge.serving.answers.WAITING_SECONDS", 0.005)  # a token takes 0.03
+    with running(bridges) as server:
+        asked = {"model": "plain", "prompt": "the cat", "max_tokens": 10}
+        wanted = server.post("/v1/completions", asked).json()["choices"][0]["text"]
+        body = server.post("/v1/completions", asked | {"stream": True}).text
+        assert ": waiting\n\n" in body
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+        chunks = list(client.completions.create(stream=True, **asked))
+        assert "".join(chunk.choices[0].text for chunk in chunks) == wanted
+
+
 def test_labels_get_the_probabilities_of_classify(served, bridges):
     texts = ["the cat", "ශ්‍රී ලංකාව"]
     found = served.post("/v1/classify", {"model": "topic", "texts": texts}).json()

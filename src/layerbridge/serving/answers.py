@@ -1,5 +1,6 @@
 """Events of an engine to responses in OpenAI's form: whole ones, and streams of chunks."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -8,7 +9,7 @@ from typing import Any
 
 from layerbridge.serving.engine import Began, Ended, Event, Wrote
 from layerbridge.serving.errors import ApiError
-from layerbridge.serving.streams import DONE, Deadline, event, failed
+from layerbridge.serving.streams import DONE, WAITING, Deadline, event, failed
 from layerbridge.serving.wire import (
     ChatChoice,
     ChatCompletion,
@@ -18,6 +19,10 @@ from layerbridge.serving.wire import (
     TextChoice,
     Usage,
 )
+
+WAITING_SECONDS = 15.0
+"""Without an event, after which a stream begins all the same, and between its signs of life: proxies leave a connection
+on which nothing comes, many after 60."""
 
 
 @dataclass
@@ -49,15 +54,27 @@ class Answers:
         }
         self._chat, self._events, self._deadline = chat, events, deadline
         self._rows = [_Row() for _ in range(number)]
+        self._coming: asyncio.Task[Event] | None = None
+        """The next event of a stream, begun and not taken yet."""
 
     async def close(self) -> None:
         """Leave what is unfinished."""
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.gather(self._coming, return_exceptions=True)
         if isinstance(self._events, AsyncGenerator):
             await self._events.aclose()
 
     async def begin(self) -> None:
-        """Return once the first text has a place in a batch; failures that have a status come here."""
-        await self._next()
+        """Return once the first text has a place in a batch, or has waited for a while.
+
+        Failures that come until then are raised, and so have a status; later ones are events of the stream.
+        """
+        try:
+            await self._wait()
+        except BaseException:
+            await self.close()
+            raise
 
     async def whole(self) -> ChatCompletion | Completion:
         """Return the response once all answers are whole."""
@@ -83,8 +100,10 @@ class Answers:
             yield self._chunk([self._choice(0, {"role": "assistant", "content": ""}, None)], **no_usage)
         try:
             while not self._ended:
-                one = await self._next()
-                if isinstance(one, Wrote):
+                one = await self._next_or_none()
+                if one is None:
+                    yield WAITING
+                elif isinstance(one, Wrote):
                     yield self._chunk([self._choice(one.row, {"content": one.text}, None)], **no_usage)
                 elif isinstance(one, Ended):
                     yield self._chunk([self._choice(one.row, {}, one.finish)], **no_usage)
@@ -94,6 +113,23 @@ class Answers:
         if with_usage:
             yield self._chunk([], usage=self._usage.model_dump())
         yield DONE
+
+    async def _next_or_none(self) -> Event | None:
+        """Return the next event, or None where there is none for a while."""
+        coming = await self._wait()
+        if coming is None:
+            return None
+        self._coming = None
+        return coming.result()
+
+    async def _wait(self) -> asyncio.Task[Event] | None:
+        """Return the next event's task once it is done, which stays the next until it is taken; None after a while."""
+        coming = self._coming = self._coming or asyncio.ensure_future(self._next())
+        done, _ = await asyncio.wait({coming}, timeout=WAITING_SECONDS)
+        if not done:
+            return None
+        coming.result()  # raises what it failed for
+        return coming
 
     async def _next(self) -> Event:
         one = await self._deadline.wait_for(anext(self._events))

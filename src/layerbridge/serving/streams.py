@@ -65,6 +65,8 @@ def failed(error: ApiError) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
+WAITING = b": waiting\n\n"
+"""A comment, which clients pass over."""
 
 
 class Deadline:

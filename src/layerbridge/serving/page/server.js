@@ -53,6 +53,7 @@ async function* events(path, body, signal) {
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {
+      if (part.startsWith(":")) continue; // a comment: the server is there, and the answer waits
       const data = part.replace(/^data: /, "");
       if (data === "[DONE]") return;
       const found = JSON.parse(data);
