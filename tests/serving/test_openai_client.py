@@ -1,5 +1,7 @@
 """OpenAI's own client, unmodified: chats, streams and errors."""
 
+import threading
+
 import openai
 import pytest
 
@@ -252,3 +254,19 @@ def test_inspecting_shows_each_tokens_layers(served, bridges):
         assert found["layers"] == list(wanted.layers)
         for ours, theirs in zip(row["weights"], wanted.weights.tolist(), strict=True):
             assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_large_answers_are_made_beside_the_event_loop(served, monkeypatch):
+    from layerbridge.serving import app
+
+    inspected, where = app._inspected, []
+
+    def noted(*arguments, **options):
+        where.append(threading.current_thread())
+        return inspected(*arguments, **options)
+
+    monkeypatch.setattr(app, "_inspected", noted)
+    found = served.post("/v1/inspect", {"model": "topic", "texts": ["the cat"] * 32, "pieces": True})
+    assert found.headers["content-type"] == "application/json"
+    assert len(found.json()["data"]) == 32
+    assert [thread.name.startswith("asyncio_") for thread in where] == [True]

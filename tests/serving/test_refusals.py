@@ -109,6 +109,7 @@ def test_bodies_that_are_no_request_are_400(alive, body):
         ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": [" "]}, "labels", "A label has 1 characters"),
         ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": ["a" * 501]}, "labels", "A label has 501"),
         ("/v1/classify", {"model": "topic", "texts": ["x"], "labels": list(map(str, range(257)))}, "labels", "Got 257"),
+        ("/v1/inspect", {"model": "plain", "texts": ["x"] * 33}, "texts", "Got 33 texts; wanted 1 to 32."),
         ("/v1/inspect", {"model": "plain", "texts": [1]}, "texts", "texts: found a number at 0; wanted text."),
         ("/v1/inspect", {"model": "plain", "texts": ["x", "a\ud800"]}, "texts", "found half a character (a lone surr"),
     ],

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from layerbridge import __version__
 from layerbridge.serving.answers import Answers, usage
 from layerbridge.serving.conversation import fields_of, read_chat, read_texts
-from layerbridge.serving.engine import Engine, Reading, ServedModel, Writing
+from layerbridge.serving.engine import Engine, Reading, ServedModel, Weighed, Writing
 from layerbridge.serving.errors import ApiError, bad_request, internal, unknown_model
 from layerbridge.serving.gate import Gate
 from layerbridge.serving.limits import Limits, ServerConfig
@@ -164,16 +164,26 @@ def _add_answers(app: FastAPI, engine: Engine, limits: Limits) -> None:
     async def inspect(body: InspectRequest, request: Request) -> Any:
         """Which encoder layers each token of each text draws on."""
         model = _model(engine, body.model)
-        readings = read_texts(body.all_texts, model, body.layerbridge, limits, param="texts")
+        most = min(limits.max_inspect_texts, limits.max_texts)
+        readings = read_texts(body.all_texts, model, body.layerbridge, limits, param="texts", max_texts=most)
         work = Deadline(limits.request_seconds).wait_for(engine.inspect(model.id, readings))
         weighed, num_tokens = await unless_client_leaves(request, work)
         # Of long texts it takes a while, during which streams go on.
-        cuts = await asyncio.to_thread(cut_readings, readings, weighed) if body.pieces else [None] * len(readings)
-        data = [
-            Inspected(index=index, text=reading.source, tokens=one.tokens, weights=one.weights, pieces=pieces)
-            for index, (reading, one, pieces) in enumerate(zip(readings, weighed, cuts, strict=True))
-        ]
-        return InspectResponse(model=model.id, layers=list(model.layers), data=data, usage=usage(num_tokens))
+        content = await asyncio.to_thread(_inspected, model, readings, weighed, num_tokens, pieces=body.pieces)
+        return Response(content, media_type="application/json")
+
+
+def _inspected(
+    model: ServedModel, readings: Sequence[Reading], weighed: Sequence[Weighed], num_tokens: int, *, pieces: bool
+) -> bytes:
+    """Return an `InspectResponse` as JSON."""
+    cuts = cut_readings(readings, weighed) if pieces else [None] * len(readings)
+    data = [
+        Inspected(index=index, text=reading.source, tokens=one.tokens, weights=one.weights, pieces=cut)
+        for index, (reading, one, cut) in enumerate(zip(readings, weighed, cuts, strict=True))
+    ]
+    found = InspectResponse(model=model.id, layers=list(model.layers), data=data, usage=usage(num_tokens))
+    return found.model_dump_json().encode()
 
 
 async def _generate(

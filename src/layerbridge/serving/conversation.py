@@ -39,15 +39,30 @@ def read_chat(messages: Sequence[Message], model: ServedModel, extension: Extens
 
 
 def read_texts(
-    texts: Sequence[str], model: ServedModel, extension: Extension, limits: Limits, *, param: str
+    texts: Sequence[str],
+    model: ServedModel,
+    extension: Extension,
+    limits: Limits,
+    *,
+    param: str,
+    max_texts: int | None = None,
 ) -> list[Reading]:
     """Return what the encoder reads of each text; the LLM reads what the run configured.
+
+    Args:
+        texts: of a request.
+        model: that is asked.
+        extension: of the request.
+        limits: of the server.
+        param: the request's field of the texts.
+        max_texts: another limit of texts than the usual.
 
     Raises:
         ApiError: 400, for what cannot be read or is above a limit.
     """
-    if not 1 <= len(texts) <= limits.max_texts:
-        raise bad_request(f"Got {len(texts)} texts; wanted 1 to {limits.max_texts}.", param=param)
+    most = limits.max_texts if max_texts is None else max_texts
+    if not 1 <= len(texts) <= most:
+        raise bad_request(f"Got {len(texts)} texts; wanted 1 to {most}.", param=param)
     readings = []
     for index, text in enumerate(texts):
         place = param if len(texts) == 1 else f"{param}[{index}]"

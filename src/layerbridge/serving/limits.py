@@ -16,7 +16,9 @@ class Limits(FrozenConfig):
     max_body_bytes: int = Field(default=2**20, ge=1)
     """Bytes of a request's body, also where no length was announced. 413."""
     max_texts: int = Field(default=256, ge=1)
-    """Texts of one request: prompts, texts to classify or to inspect. 400."""
+    """Texts of one request: prompts, or texts to classify. 400."""
+    max_inspect_texts: int = Field(default=32, ge=1)
+    """Texts of one request to inspect, whose answer has a number for each token and layer: megabytes. 400."""
     max_text_characters: int = Field(default=50_000, ge=1)
     """Characters of one text, of a prompt and of all messages together. 400."""
     max_messages: int = Field(default=256, ge=1)
